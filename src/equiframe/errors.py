@@ -1,0 +1,26 @@
+"""The one exception for everything that a user can mend.
+
+The command line prints its message as one line and exits with code 2; a library user gets an ordinary
+``ValueError``. Anything else that escapes is our bug (exit code 1, with a traceback).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something in the caller's input is wrong; the message names the thing and says what would do."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
+    """The error for an unknown name, with the nearest known one.
+
+    >>> str(unknown("method", "etf-rd", ["ce", "etf-dr"]))
+    "unknown method 'etf-rd'; did you mean 'etf-dr'? (known: ce, etf-dr)"
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return InputError(f"unknown {kind} {name!r}{hint}{' (' if near else '; ('}known: {', '.join(names)})")
