@@ -1,1 +1,74 @@
-"""Equiframe."""
+"""Equiframe: classify imbalanced data on a fixed frame.
+
+Heads and losses for your own loop, frames, long tails, neural-collapse measures; ``equiframe --help`` for the whole way
+from a folder of images to a model. Names are imported when they are first used, so that the command line starts at once;
+nothing here loads timm, torchvision or matplotlib.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_WHERE = {
+    "errors": ("InputError",),
+    "frames": ("Frame", "OrthoplexFrame", "SimplexFrame", "make_frame", "simplex_vectors"),
+    "heads": ("CosineHead", "FrameHead", "HeadOutput", "LinearHead", "training_parameters"),
+    "losses": (
+        "BalancedSoftmax",
+        "CrossEntropy",
+        "DotRegression",
+        "LogitAdjustedCrossEntropy",
+        "MixedTargets",
+        "ReleasedDotRegression",
+        "adjust_logits",
+        "cross_entropy",
+        "dot_regression",
+        "released_dot_regression",
+    ),
+    "imbalance": ("class_groups", "class_profile", "long_tail_indices", "stratified_split", "subset_indices"),
+}
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+__all__ = [*sorted(_MODULE_OF), "__version__"]
+
+if TYPE_CHECKING:  # the same names, for editors and type checkers
+    from equiframe.errors import InputError as InputError
+    from equiframe.frames import Frame as Frame
+    from equiframe.frames import OrthoplexFrame as OrthoplexFrame
+    from equiframe.frames import SimplexFrame as SimplexFrame
+    from equiframe.frames import make_frame as make_frame
+    from equiframe.frames import simplex_vectors as simplex_vectors
+    from equiframe.heads import CosineHead as CosineHead
+    from equiframe.heads import FrameHead as FrameHead
+    from equiframe.heads import HeadOutput as HeadOutput
+    from equiframe.heads import LinearHead as LinearHead
+    from equiframe.heads import training_parameters as training_parameters
+    from equiframe.imbalance import class_groups as class_groups
+    from equiframe.imbalance import class_profile as class_profile
+    from equiframe.imbalance import long_tail_indices as long_tail_indices
+    from equiframe.imbalance import stratified_split as stratified_split
+    from equiframe.imbalance import subset_indices as subset_indices
+    from equiframe.losses import BalancedSoftmax as BalancedSoftmax
+    from equiframe.losses import CrossEntropy as CrossEntropy
+    from equiframe.losses import DotRegression as DotRegression
+    from equiframe.losses import LogitAdjustedCrossEntropy as LogitAdjustedCrossEntropy
+    from equiframe.losses import MixedTargets as MixedTargets
+    from equiframe.losses import ReleasedDotRegression as ReleasedDotRegression
+    from equiframe.losses import adjust_logits as adjust_logits
+    from equiframe.losses import cross_entropy as cross_entropy
+    from equiframe.losses import dot_regression as dot_regression
+    from equiframe.losses import released_dot_regression as released_dot_regression
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'equiframe' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"equiframe.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -24,7 +24,9 @@ class OrthoplexFrame(DenseFrame):
     def __init__(self, num_classes: int, dim: int, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
         num_classes, dim = check_size(num_classes, dim)
         if num_classes > 2 * dim:
-            raise InputError(f"orthoplex frame with K={num_classes} needs D >= {-(-num_classes // 2)}, got D={dim}; widen")
+            raise InputError(
+                f"orthoplex frame with K={num_classes} needs D >= {-(-num_classes // 2)}, got D={dim}; widen"
+            )
         basis = haar_columns(dim, min(dim, num_classes), seed=seed).T
         vectors = torch.cat([basis, -basis])[:num_classes]
         super().__init__(vectors.to(dtype), coherence=-1.0 if dim == 1 else 0.0)

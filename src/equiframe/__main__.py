@@ -1,0 +1,5 @@
+import sys
+
+from equiframe.cli import main
+
+sys.exit(main())

@@ -1,0 +1,138 @@
+"""Methods × seeds on the same images: a grid of runs, of which finished ones are kept, and a table of mean ± sd."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from equiframe.data.prepare import DATA_FIELDS, PreparedData, prepare_data
+from equiframe.errors import InputError
+from equiframe.method import METHOD_FIELDS, resolve_method
+from equiframe.recipe import Recipe
+from equiframe.runs import RunFolder, atomic_write, settings_that_differ
+from equiframe.train import train
+
+COLUMNS = ("top1", "macro", "many", "medium", "few", "worst", "ece")
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean and sample standard deviation of a measure over n seeds; None where the measure does not exist."""
+
+    mean: float | None
+    sd: float | None
+    n: int
+
+    @staticmethod
+    def of(values: Sequence[float | None]) -> Summary:
+        known = [v for v in values if v is not None and not math.isnan(v)]
+        if not known:
+            return Summary(None, None, 0)
+        return Summary(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
+
+    def percent(self) -> str:
+        """``71.3 ± 0.4``, in percent; a dash where there is nothing."""
+        if self.mean is None:
+            return "–"
+        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.sd:.1f}" if self.sd is not None else "")
+
+
+def compare(
+    recipe: Recipe,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    out: str | Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[dict], None] = lambda state: None,
+    on_cell: Callable[[str, int, int, int], None] = lambda method, seed, number, total: None,
+) -> dict[str, object]:
+    """Train every method with every seed into ``out/METHOD/seed-N`` and summarise.
+
+    All cells share the images, their cut and their validation split; cells that are finished are kept, an interrupted one
+    continues. Seeds vary slowest, so that every method has a first result early.
+
+    Returns:
+        the content of ``comparison.json``: the recipe's fields, and per method the measures of each seed and their summary.
+
+    Raises:
+        InputError: wrong input; a cell of ``out`` that another recipe made.
+    """
+    if not methods or not seeds:
+        raise InputError("compare needs at least one method and one seed")
+    for name, values in (("method", methods), ("seed", seeds)):
+        twice = [v for v in values if list(values).count(v) > 1]
+        if twice:
+            raise InputError(f"{name} {twice[0]} is listed twice")
+    overrides = {name: getattr(recipe, name) for name in METHOD_FIELDS}
+    for method in methods:
+        resolve_method(method, overrides)
+    out = Path(out)
+    cells = [(method, seed, out / method / f"seed-{seed}") for seed in seeds for method in methods]
+    _check_cells(recipe, cells)
+
+    data: PreparedData | None = None
+    settled: Recipe = recipe
+    results: dict[str, dict[int, dict]] = {method: {} for method in methods}
+    for number, (method, seed, path) in enumerate(cells, 1):
+        folder = RunFolder(path)
+        if not folder.finished:
+            data = data or prepare_data(recipe, say)
+            on_cell(method, seed, number, len(cells))
+            train(
+                settled.with_(method=method, seed=seed), path, resume=(path / "recipe.yaml").is_file(), data=data,
+                say=say, progress=progress,
+            )  # fmt: skip
+        # the first cell's choice of numerics holds for all, so that methods differ in nothing else
+        first = folder.recipe()
+        settled = settled.with_(precision=first.precision, memory_format=first.memory_format, device=first.device)
+        results[method][seed] = folder.read_json("metrics.json")
+        _write(out, recipe, results)
+    return _write(out, recipe, results)
+
+
+def _check_cells(recipe: Recipe, cells: list[tuple[str, int, Path]]) -> None:
+    for method, seed, path in cells:
+        if (path / "recipe.yaml").is_file():
+            difference = settings_that_differ(RunFolder(path).recipe(), recipe.with_(method=method, seed=seed))
+            if difference:
+                raise InputError(f"{path} holds a run of another recipe ({difference}); choose another --out")
+
+
+def summarise(results: dict[str, dict[int, dict]]) -> dict[str, dict[str, Summary]]:
+    """Method → measure → `Summary` over its seeds."""
+    return {
+        method: {key: Summary.of([m.get(key) for m in by_seed.values()]) for key in COLUMNS}
+        for method, by_seed in results.items()
+        if by_seed
+    }
+
+
+def _write(out: Path, recipe: Recipe, results: dict[str, dict[int, dict]]) -> dict[str, object]:
+    summary = summarise(results)
+    content = {
+        "recipe": {k: v for k, v in recipe.to_dict().items() if k not in ("method", "seed")},
+        "data_fields": list(DATA_FIELDS),
+        "seeds": {method: sorted(by_seed) for method, by_seed in results.items()},
+        "summary": {m: {k: s.__dict__ for k, s in row.items()} for m, row in summary.items()},
+        "runs": {
+            m: {str(s): {k: v for k, v in r.items() if k != "classes"} for s, r in by.items()}
+            for m, by in results.items()
+        },
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    atomic_write(out / "comparison.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    atomic_write(out / "comparison.md", markdown_table(summary))
+    return content
+
+
+def markdown_table(summary: dict[str, dict[str, Summary]]) -> str:
+    """The table as Markdown: percent, mean ± sd over n seeds."""
+    lines = ["| method | n | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for method, row in summary.items():
+        lines.append(f"| {method} | {row['top1'].n} | " + " | ".join(row[c].percent() for c in COLUMNS) + " |")
+    return "\n".join(lines) + "\n"

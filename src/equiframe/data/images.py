@@ -1,0 +1,104 @@
+"""From bytes to a uint8 RGB array, whatever the file is: gray, palette, alpha, 16 bit, EXIF-rotated."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equiframe.errors import InputError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def decode_image(source: str | Path | bytes, *, name: str | None = None):
+    """Open an image as a PIL image in mode RGB.
+
+    EXIF rotation is applied; transparent pixels show white; 16-bit gray is scaled to 8 bits; of an animation the
+    first frame counts.
+
+    Args:
+        source: a path, or the encoded bytes.
+        name: what to call the image in an error (default: the path).
+
+    Raises:
+        InputError: if the image cannot be read or is truncated; the message names it.
+    """
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                image.load()
+                image = ImageOps.exif_transpose(image)
+                if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+                    image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+                if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                    image = image.convert("RGBA")
+                    white = Image.new("RGBA", image.size, "white")
+                    image = Image.alpha_composite(white, image)
+                return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"image not found: {name}") from error
+    except UnidentifiedImageError as error:
+        raise InputError(f"not an image, or a kind that cannot be read: {name}") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"image refused, it would unpack to too many pixels: {name}") from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise InputError(f"image cannot be decoded (truncated or damaged): {name}: {error}") from error
+
+
+def fit_square(image, size: int):
+    """Resize the shorter side to ``size`` and cut the centre square. An image of that size is left as it is."""
+    from PIL import Image
+
+    width, height = image.size
+    if (width, height) == (size, size):
+        return image
+    scale = size / min(width, height)
+    resized = image.resize(
+        (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
+    )
+    left, top = (resized.width - size) // 2, (resized.height - size) // 2
+    return resized.crop((left, top, left + size, top + size))
+
+
+def to_tensor(image) -> Tensor:
+    """PIL RGB image → uint8 tensor ``(3, H, W)``."""
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
+
+
+def decode_all(sources: list, names: list[str], size: int, *, workers: int = 2, progress=None) -> Tensor:
+    """Decode many images into one uint8 tensor ``(N, 3, size, size)``; PIL decodes outside the interpreter's lock."""
+    images = torch.empty(len(sources), 3, size, size, dtype=torch.uint8)
+
+    def decode(i: int) -> None:
+        images[i] = to_tensor(fit_square(decode_image(sources[i], name=names[i]), size))
+
+    with ThreadPoolExecutor(workers) as pool:
+        for done, _ in enumerate(pool.map(decode, range(len(sources))), 1):
+            if progress and done % 1000 == 0:
+                progress(done, len(sources))
+    return images
+
+
+def image_sizes(sources: list, names: list[str], *, at_most: int = 64) -> list[tuple[int, int]]:
+    """(width, height) of an evenly spaced sample of the images; reads headers only."""
+    from PIL import Image, UnidentifiedImageError
+
+    step = max(1, len(sources) // at_most)
+    sizes = []
+    for source, name in zip(sources[::step], names[::step], strict=True):
+        try:
+            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+                sizes.append(image.size)
+        except (UnidentifiedImageError, OSError) as error:
+            raise InputError(f"not an image, or a kind that cannot be read: {name}") from error
+    return sizes

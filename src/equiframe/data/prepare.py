@@ -1,0 +1,178 @@
+"""From a recipe's data fields to the images of a run: cut to a long tail, held-out validation, a manifest of it all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from equiframe.data.batches import IMAGENET_MEAN, IMAGENET_STD, RESIDENT_LIMIT, channel_statistics
+from equiframe.data.sources import Dataset, ImageSet, load_dataset, with_pixels
+from equiframe.errors import InputError
+from equiframe.imbalance import long_tail_indices, stratified_split
+from equiframe.recipe import Recipe
+
+DATA_FIELDS = [
+    "data",
+    "data_root",
+    "imbalance",
+    "profile",
+    "class_counts",
+    "subset_seed",
+    "split",
+    "validation",
+    "image_size",
+    "data_mode",
+    "augmentation",
+]
+
+
+@dataclass
+class PreparedData:
+    """What a run trains on, chooses on and is tested on, and how it came about."""
+
+    name: str
+    class_names: list[str]
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet
+    test_is: str  # "test", or "validation" where no test split exists
+    image_size: int
+    augmentation: str
+    mean: list[float]
+    std: list[float]
+    manifest: dict[str, object]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def train_counts(self) -> list[int]:
+        return self.train.counts(self.num_classes).tolist()
+
+
+def indices_hash(*parts: np.ndarray) -> str:
+    """SHA-256 of index lists."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(np.asarray(part, dtype="<i8").tobytes() + b"|")
+    return digest.hexdigest()
+
+
+def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: None) -> PreparedData:
+    """Load, cut, split and (where they fit) decode the images of a recipe.
+
+    Raises:
+        InputError: whatever is wrong with the data or the fields.
+    """
+    dataset = load_dataset(recipe.data, data_root=recipe.data_root, download=recipe.download)
+    notes = list(dataset.notes)
+    if recipe.split is not None:
+        train_indices, val_indices = _indices_from_manifest(recipe.split, dataset)
+    else:
+        train_indices, val_indices = _choose_indices(recipe, dataset, notes)
+    train = dataset.train.subset(train_indices)
+    missing = np.flatnonzero(train.counts(dataset.num_classes) == 0)
+    if len(missing):
+        raise InputError(f"class {dataset.class_names[missing[0]]!r} has no training image")
+    val = dataset.val if val_indices is None else dataset.train.subset(val_indices) if len(val_indices) else None
+    test, test_is = dataset.test, "test"
+    if test is None:
+        if val is None:
+            raise InputError(
+                f"{dataset.name} has no test split, so validation must not be 0: nothing would be left to measure on"
+            )
+        test, test_is = val, "validation"
+        notes.append("no test split: the final metrics are those of the validation images")
+
+    manifest = {
+        "data": dataset.name,
+        "fingerprint": dataset.fingerprint(),
+        "train": train_indices.tolist(),
+        "val": None if val_indices is None else val_indices.tolist(),
+        "hash": indices_hash(train_indices, np.zeros(0) if val_indices is None else val_indices),
+        "class_names": dataset.class_names,
+        "train_counts": train.counts(dataset.num_classes).tolist(),
+    }
+    size = recipe.image_size or dataset.native_size()
+    parts = {"train": train, "val": val, "test": test}
+    needed = sum(len(part) for part in parts.values() if part is not None) * 3 * size * size
+    resident = recipe.data_mode == "resident" or (
+        recipe.data_mode == "auto" and needed <= RESIDENT_LIMIT and (size <= 96 or train.pixels is not None)
+    )
+    augmentation = recipe.augmentation
+    if augmentation == "auto":
+        augmentation = ("crop-flip" if dataset.flips else "crop") if resident else "resized-crop-flip"
+        if dataset.name in ("svhn", "svhn-extra", "stl10"):
+            augmentation = "none"  # as in the paper
+    if resident:
+        if augmentation == "resized-crop-flip":
+            raise InputError("augmentation resized-crop-flip happens while decoding; it needs data_mode stream")
+        decoded: dict[int, ImageSet] = {}
+        for name, part in parts.items():
+            if part is not None and id(part) not in decoded:
+                progress(f"decoding {len(part):,} {name} images")
+                decoded[id(part)] = with_pixels(part, size, workers=recipe.workers)
+        train, val, test = (None if p is None else decoded[id(p)] for p in parts.values())
+        mean, std = channel_statistics(train.pixels)
+    else:
+        mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+    notes.append(
+        f"images: {size}x{size}, "
+        + (f"resident ({needed / 2**20:.1f} MiB)" if resident else f"streamed by {recipe.workers} threads")
+        + f", augmentation {augmentation}"
+    )
+    return PreparedData(
+        dataset.name, dataset.class_names, train, val, test, test_is, size, augmentation, mean, std, manifest, notes
+    )
+
+
+def _choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Training and validation positions among the data set's training images; None where it has its own validation."""
+    labels = dataset.train.labels
+    if recipe.imbalance is not None or recipe.class_counts is not None:
+        chosen = long_tail_indices(
+            labels,
+            dataset.num_classes,
+            recipe.imbalance or 1.0,
+            kind=recipe.profile,
+            seed=recipe.subset_seed,
+            counts=recipe.class_counts,
+        )
+    else:
+        chosen = np.arange(len(labels))
+    if dataset.val is not None:
+        return chosen, None
+    if recipe.validation == 0:
+        return chosen, np.zeros(0, dtype=np.int64)
+    kept, held, singles = stratified_split(labels[chosen], recipe.validation, seed=recipe.subset_seed)
+    if len(singles):
+        names = ", ".join(dataset.class_names[k] for k in singles[:5]) + (", …" if len(singles) > 5 else "")
+        notes.append(f"{len(singles)} class(es) with a single image stay in training, without validation: {names}")
+    if not len(held):
+        raise InputError(f"{dataset.name} is too small for a validation split; give val/ images or --validation 0")
+    return chosen[kept], chosen[held]
+
+
+def _indices_from_manifest(path: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]:
+    """The exact images of an earlier run, verified against its hash and the data set's fingerprint."""
+    try:
+        manifest = json.loads(Path(path).read_text())
+        train = np.array(manifest["train"], dtype=np.int64)
+        val = None if manifest["val"] is None else np.array(manifest["val"], dtype=np.int64)
+        expected = manifest["hash"]
+    except OSError as error:
+        raise InputError(f"cannot read split {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a split manifest: {error!r}") from error
+    if indices_hash(train, np.zeros(0) if val is None else val) != expected:
+        raise InputError(f"{path} was changed: its indices do not match its hash")
+    if manifest.get("fingerprint") != dataset.fingerprint():
+        raise InputError(f"{path} belongs to other data (or to another version of {dataset.name})")
+    return train, val

@@ -1,0 +1,134 @@
+"""One pass over a data set: outputs → accuracy by group, calibration, collapse.
+
+All functions of measures see tensors, never a model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from equiframe.data.batches import Loader
+from equiframe.imbalance import class_groups
+from equiframe.model import Classifier
+
+
+@dataclass
+class Outputs:
+    """What a model said about a data set: ``logits (N, K)`` and ``labels (N,)``, on the CPU."""
+
+    logits: Tensor
+    labels: Tensor
+
+
+@torch.no_grad()
+def collect(model: Classifier, loader: Loader, *, batch_size: int = 256, autocast=None, statistics=None) -> Outputs:
+    """Run a model in evaluation mode over all images, in order.
+
+    Args:
+        autocast: a function that makes the context in which the backbone runs (mixed precision), or None.
+        statistics: a `equiframe.collapse.ClassStatistics` to feed with the head's features, or None.
+    """
+    was_training = model.training
+    model.eval()
+    logits, labels = [], []
+    for images, targets in loader.ordered(batch_size):
+        if autocast is None:
+            features = model.backbone(images)
+        else:
+            with autocast():
+                features = model.backbone(images)
+        output = model.head(features)
+        if statistics is not None:
+            statistics.update(output.features.float(), targets)
+        logits.append(output.logits.float().cpu())
+        labels.append(targets.cpu())
+    model.train(was_training)
+    return Outputs(torch.cat(logits), torch.cat(labels))
+
+
+def class_recall(predictions: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:
+    """Share of each class's images that were classified right, ``(K,)``; NaN for classes without images."""
+    total = torch.bincount(labels, minlength=num_classes).double()
+    right = torch.bincount(labels[predictions == labels], minlength=num_classes).double()
+    return (right / total).numpy()
+
+
+def _mean(values: np.ndarray) -> float | None:
+    """Mean over what is not NaN; None where nothing is."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else None
+
+
+def accuracy_measures(predictions: Tensor, labels: Tensor, train_counts: Sequence[int]) -> dict[str, float | None]:
+    """``top1`` (share of images), ``macro`` (mean recall of the classes that have images), the same over groups of classes
+    by training count (``many medium few``, and thirds ``head middle tail``) and of the ``worst`` class. In [0, 1]; None
+    for a group without images."""
+    recall = class_recall(predictions, labels, len(train_counts))
+    groups = {name: _mean(recall[mask]) for name, mask in class_groups(train_counts).items()}
+    return {
+        "top1": float((predictions == labels).double().mean()),
+        "macro": _mean(recall),
+        **groups,
+        "worst": float(np.nanmin(recall)),
+    }
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, num_bins: int = 15) -> float:
+    r"""ECE of the predicted class: :math:`\sum_b \frac{|B_b|}{N}\,|\mathrm{acc}(B_b) - \mathrm{conf}(B_b)|` over bins of
+    equal width, right-closed (Guo et al., ICML 2017). Range [0, 1]."""
+    confidence, prediction = probabilities.double().max(1)
+    right = (prediction == labels).double()
+    bins = (torch.ceil(confidence * num_bins).long() - 1).clamp(0, num_bins - 1)
+    gap = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, right - confidence)
+    return float(gap.abs().sum() / len(labels))
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    r"""The temperature T that minimises the macro-averaged negative log-likelihood of softmax(z/T).
+
+    Macro (each class weighs the same), so that a long-tailed validation split does not fit the head classes alone.
+    One convex parameter in 1/T: solved by bisection on its derivative, T in [1e-3, 1e3].
+    """
+    logits, labels = logits.double(), labels
+    counts = torch.bincount(labels, minlength=logits.shape[1]).double()
+    weights = 1 / counts[labels]
+    weights = weights / weights.sum()
+    target = logits.gather(1, labels[:, None])[:, 0]
+
+    def slope(log_beta: float) -> float:  # derivative of the loss with respect to beta = 1/T
+        expected = (F.softmax(math.exp(log_beta) * logits, dim=1) * logits).sum(1)
+        return float((weights * (expected - target)).sum())
+
+    low, high = math.log(1e-3), math.log(1e3)
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return math.exp(-(low + high) / 2)
+
+
+def calibration_measures(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, float]:
+    """``ece`` (`expected_calibration_error`) and ``nll`` (mean −log p of the true class, nats) at a temperature."""
+    log_p = F.log_softmax(logits.double() / temperature, dim=1)
+    return {
+        "ece": expected_calibration_error(log_p.exp(), labels),
+        "nll": float(F.nll_loss(log_p, labels)),
+    }
+
+
+def class_table(
+    predictions: Tensor, labels: Tensor, class_names: Sequence[str], train_counts: Sequence[int]
+) -> list[dict[str, object]]:
+    """One record a class: name, images in training and test, accuracy."""
+    recall = class_recall(predictions, labels, len(class_names))
+    tested = torch.bincount(labels, minlength=len(class_names)).tolist()
+    return [
+        {"name": n, "num_train": int(c), "num_test": t, "accuracy": None if math.isnan(r) else float(r)}
+        for n, c, t, r in zip(class_names, train_counts, tested, recall.tolist(), strict=True)
+    ]

@@ -1,0 +1,230 @@
+"""Heads: from features to what a loss and a prediction need.
+
+A head returns a `HeadOutput`: the features as they meet the class vectors, and the logits, which are computed only
+when somebody asks for them. Dot regression never does, so a training step with it never forms a (B, K) tensor.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from equiframe.errors import InputError, unknown
+from equiframe.frames import make_frame
+
+NORMS = ("none", "batch")
+LENGTHS = ("unit", "free")
+
+
+class HeadOutput:
+    """What a head made of a batch of features.
+
+    Attributes:
+        features: ``(B, D)``, normalised as the head says.
+        logits: ``(B, K)``, made on first access and then kept.
+    """
+
+    def __init__(self, head: Head, features: Tensor) -> None:
+        self.head = head
+        self.features = features
+        self._logits: Tensor | None = None
+
+    @property
+    def logits(self) -> Tensor:
+        if self._logits is None:
+            self._logits = self.head.logits(self.features)
+        return self._logits
+
+
+class Head(nn.Module):
+    """``forward(features (B, D)) -> HeadOutput``. A subclass says how features are normalised and logits made."""
+
+    num_classes: int
+    dim: int
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Heads compute in the dtype of their own parameters, also under autocast: cosines in bfloat16 have two
+        digits, and the head is a negligible part of the work."""
+        raise NotImplementedError
+
+    def forward(self, features: Tensor) -> HeadOutput:
+        with torch.autocast(features.device.type, enabled=False):
+            return HeadOutput(self, self.normalise(features.to(self.dtype)))
+
+    def normalise(self, features: Tensor) -> Tensor:
+        return features
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Logits ``(B, K)`` of features that went through `normalise`."""
+        raise NotImplementedError
+
+    def class_vectors(self) -> Tensor:
+        """The ``(K, D)`` class vectors w_k, for measures and pictures."""
+        raise NotImplementedError
+
+    def class_bias(self) -> Tensor | None:
+        """The ``(K,)`` bias, or None."""
+        return None
+
+
+class LinearHead(Head):
+    """The learnable classifier: ``nn.Linear`` with Kaiming-normal weights (as in MiSLAS and the authors' code).
+
+    With ``frozen=True`` neither weight nor bias trains. The authors' CIFAR models do that to their "learnable"
+    baseline by mistake; here it is a method of its own (``frozen-random``).
+    """
+
+    def __init__(self, dim: int, num_classes: int, *, bias: bool = True, frozen: bool = False) -> None:
+        super().__init__()
+        self.dim, self.num_classes, self.frozen = dim, num_classes, frozen
+        self.linear = nn.Linear(dim, num_classes, bias=bias)
+        nn.init.kaiming_normal_(self.linear.weight)
+        self.linear.requires_grad_(not frozen)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.linear.weight.dtype
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.linear(features)
+
+    def class_vectors(self) -> Tensor:
+        return self.linear.weight
+
+    def class_bias(self) -> Tensor | None:
+        return self.linear.bias
+
+
+class _NormalisedHead(Head):
+    """The two steps before class vectors of known length: an optional BatchNorm, then a length.
+
+    ``norm="batch"`` is the authors' BatchNorm (affine) before normalisation. ``length="unit"`` gives every feature
+    the length √E_H; ``"free"`` leaves its length to the network.
+    """
+
+    def __init__(self, dim: int, num_classes: int, norm: str, length: str, e_h: float, logit_scale: float) -> None:
+        super().__init__()
+        if norm not in NORMS:
+            raise unknown("norm", norm, NORMS)
+        if length not in LENGTHS:
+            raise unknown("length", length, LENGTHS)
+        for name, value in (("e_h", e_h), ("logit_scale", logit_scale)):
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{name} must be a positive number, got {value!r}")
+        self.dim, self.num_classes = dim, num_classes
+        self.norm, self.length = norm, length
+        self.e_h, self.logit_scale = float(e_h), float(logit_scale)
+        self.batch_norm = nn.BatchNorm1d(dim) if norm == "batch" else nn.Identity()
+
+    def normalise(self, features: Tensor) -> Tensor:
+        features = self.batch_norm(features)
+        if self.length == "unit":
+            features = math.sqrt(self.e_h) * F.normalize(features, dim=1, eps=1e-8)
+        return features
+
+
+class FrameHead(_NormalisedHead):
+    r"""A fixed frame as classifier: only the features learn.
+
+    .. math:: h = \sqrt{E_H}\,x/\lVert x\rVert, \qquad w_k = \sqrt{E_W}\,m_k, \qquad z_k = \text{logit\_scale}\cdot w_k^\top h
+
+    Args:
+        dim: feature width D.
+        num_classes: K.
+        logit_scale: factor from inner products to logits. It has no default on purpose: with E_W = E_H = 1 inner
+            products are cosines, and for K = 100 the softmax of raw cosines cannot exceed 0.027.
+        geometry: ``auto`` (simplex if K ≤ D+1, else orthoplex if K ≤ 2D), or a name.
+        norm: ``batch`` (the authors' BatchNorm before normalisation) or ``none``.
+        length: ``unit`` (features of length √E_H) or ``free``.
+        e_w, e_h: squared lengths E_W of class vectors and E_H of features.
+        seed: of the frame's rotation. The drawn frame is a buffer in the state dict, so a reloaded head is the
+            saved one whatever seed the new object had.
+
+    Shapes: features ``(B, D)`` → `HeadOutput` with features ``(B, D)`` and logits ``(B, K)``.
+
+    Raises:
+        InputError: if no frame of that geometry exists for K and D, or an option is out of range.
+
+    Source: Yang et al., NeurIPS 2022 (arXiv 2203.09081).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        logit_scale: float,
+        geometry: str = "auto",
+        norm: str = "batch",
+        length: str = "unit",
+        e_w: float = 1.0,
+        e_h: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(dim, num_classes, norm, length, e_h, logit_scale)
+        if not (e_w > 0 and math.isfinite(e_w)):
+            raise InputError(f"e_w must be a positive number, got {e_w!r}")
+        self.e_w = float(e_w)
+        self.frame = make_frame(num_classes, dim, geometry=geometry, seed=seed)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.frame.dtype
+
+    def vectors(self, targets: Tensor) -> Tensor:
+        """Class vectors ``w_c = √E_W·m_c`` of integer targets, ``(B, D)``."""
+        return math.sqrt(self.e_w) * self.frame.vectors(targets)
+
+    def products(self, features: Tensor) -> Tensor:
+        """All inner products ``w_kᵀh``, ``(B, K)``."""
+        return math.sqrt(self.e_w) * self.frame.logits(features)
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.logit_scale * self.products(features)
+
+    def class_vectors(self) -> Tensor:
+        return math.sqrt(self.e_w) * self.frame.dense()
+
+    def extra_repr(self) -> str:
+        return f"norm={self.norm}, length={self.length}, e_w={self.e_w}, e_h={self.e_h}, logit_scale={self.logit_scale}"
+
+
+class CosineHead(_NormalisedHead):
+    """Learnable unit class vectors: ``z_k = logit_scale · √E_H · cos(h, w_k)`` (with ``length="unit"``)."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        logit_scale: float,
+        norm: str = "batch",
+        length: str = "unit",
+        e_h: float = 1.0,
+    ) -> None:
+        super().__init__(dim, num_classes, norm, length, e_h, logit_scale)
+        self.weight = nn.Parameter(torch.empty(num_classes, dim))
+        nn.init.kaiming_normal_(self.weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.weight.dtype
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.logit_scale * features @ self.class_vectors().T
+
+    def class_vectors(self) -> Tensor:
+        return F.normalize(self.weight, dim=1)
+
+
+def training_parameters(module: nn.Module) -> dict[str, int]:
+    """Names and sizes of the parameters that train. Printed and recorded by every run.
+
+    >>> training_parameters(FrameHead(8, 4, logit_scale=1.0, norm="none"))
+    {}
+    """
+    return {name: p.numel() for name, p in module.named_parameters() if p.requires_grad}

@@ -1,0 +1,365 @@
+"""The training loop, and what a run does around it: prepare, train, test once, save."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from equiframe import evaluate
+from equiframe.backbones import check_backbone
+from equiframe.data.batches import Loader
+from equiframe.data.prepare import PreparedData, prepare_data
+from equiframe.data.sources import ImageSet
+from equiframe.errors import InputError
+from equiframe.heads import training_parameters
+from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
+from equiframe.model import Classifier, ModelCard, build_classifier, load_classifier, save_classifier
+from equiframe.numerics import Numerics, choose_numerics
+from equiframe.recipe import Recipe
+from equiframe.runs import RunFolder, environment
+
+Progress = Callable[[dict], None]
+
+
+class Interrupted(Exception):
+    """Training stopped on request, after saving; `equiframe train … --resume` continues it."""
+
+
+def learning_rate(recipe: Recipe, done: float) -> float:
+    """Learning rate after a share ``done`` in [0, 1) of the run.
+
+    Linear warm-up, then ×0.1 after 80 % and ×0.01 after 90 % (the paper's 160 and 180 of 200 epochs), or a cosine to 0.
+    """
+    if done < recipe.warmup:
+        return recipe.lr * done / recipe.warmup
+    if recipe.schedule == "cosine":
+        return recipe.lr * 0.5 * (1 + math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup)))
+    return recipe.lr * (0.01 if done >= 0.9 else 0.1 if done >= 0.8 else 1.0)
+
+
+@dataclass
+class Trainer:
+    """Model, loss and optimiser of a run, and the loop over them."""
+
+    recipe: Recipe
+    model: Classifier
+    criterion: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    numerics: Numerics
+    epoch: int = 0
+    step: int = 0  # of the epoch
+    loss_sum: float = 0.0  # of the epoch's steps so far
+    seconds: float = 0.0  # of the epoch's steps so far
+
+    def __post_init__(self) -> None:
+        self.backbone = torch.compile(self.model.backbone) if self.recipe.compile else self.model.backbone
+
+    def train_epoch(self, stop_requested: Callable[[], bool], progress: Progress) -> dict[str, float]:
+        """The rest of the current epoch. Raises `Interrupted` between two steps on request."""
+        self.model.train()
+        device, steps = self.numerics.device, self.loader.steps
+        pending = torch.zeros((), device=device)  # losses not yet looked at: a GPU is not made to wait at each step
+        for images, targets in self.loader.epoch(self.epoch, self.step):
+            started = time.perf_counter()
+            lr = learning_rate(self.recipe, (self.epoch + (self.step + 1) / steps) / self.recipe.epochs)
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            with self.numerics.autocast():
+                features = self.backbone(images)
+            loss = self.criterion(self.model.head(features), targets)
+            pending += loss.detach()
+            self.step += 1
+            if device.type == "cpu" or self.step % 50 == 0 or self.step == steps:
+                self.loss_sum += self._finite(float(pending), lr)
+                pending.zero_()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.seconds += time.perf_counter() - started
+            if self.step % 10 == 0:
+                progress({"epoch": self.epoch, "step": self.step, "steps": steps, "loss": self.loss_sum / self.step})
+            if stop_requested() and self.step < steps:
+                self.loss_sum += float(pending)
+                raise Interrupted
+        record = {
+            "epoch": self.epoch,
+            "loss": self.loss_sum / steps,
+            "lr": lr,
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(steps * self.loader.batch_size / max(self.seconds, 1e-9), 1),
+        }
+        self.epoch, self.step, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
+        return record
+
+    def _finite(self, loss: float, lr: float) -> float:
+        if math.isfinite(loss):
+            return loss
+        raise InputError(
+            f"the loss became {loss} in epoch {self.epoch}, step {self.step} (learning rate {lr:.3g}); training stopped, "
+            f"the last checkpoint is kept. Try a lower --lr (this run: {self.recipe.lr:g}) or --precision float32"
+        )
+
+    def state(self) -> dict[str, object]:
+        """All that continuing exactly needs; data order and augmentation follow from seed, epoch and step."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": {"epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum, "seconds": self.seconds},
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if self.numerics.device.type == "cuda" else [],
+        }
+
+    def load_state(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, value in state["progress"].items():
+            setattr(self, name, value)
+        torch.set_rng_state(state["rng"])
+        if state["cuda_rng"] and self.numerics.device.type == "cuda":
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+@contextmanager
+def _stop_on_signals():
+    """Yields a function that says whether Ctrl-C or SIGTERM came; a second signal acts at once, as usual."""
+    asked = False
+
+    def ask(signum, frame) -> None:
+        nonlocal asked
+        asked = True
+        for number in previous:
+            signal.signal(number, previous[number])
+
+    try:
+        previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: nobody can press Ctrl-C here
+        yield lambda: False
+        return
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def settle(recipe: Recipe, data: PreparedData) -> tuple[Recipe, ModelCard]:
+    """Fill in what the recipe left to the method and to the data."""
+    fields = resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
+    backbone = recipe.backbone
+    if backbone == "auto":
+        backbone = ("resnet20" if data.image_size <= 16 else "resnet32") if data.image_size <= 64 else "timm:resnet18"
+    recipe = recipe.with_(
+        **fields, backbone=backbone, image_size=data.image_size, augmentation=data.augmentation,
+        data_mode="resident" if data.train.pixels is not None else "stream",
+    )  # fmt: skip
+    card = ModelCard(
+        backbone=backbone, width=recipe.width, image_size=data.image_size, class_names=data.class_names,
+        train_counts=data.train_counts, mean=data.mean, std=data.std, method=recipe.method, method_fields=fields,
+    )  # fmt: skip
+    return recipe, card
+
+
+def make_loader(images: ImageSet, card: ModelCard, numerics: Numerics, recipe: Recipe, **training: object) -> Loader:
+    """A loader as a model card wants its images."""
+    return Loader(
+        images, batch_size=recipe.batch_size, image_size=card.image_size, mean=card.mean, std=card.std,
+        device=numerics.device, memory_format=numerics.torch_memory_format, workers=recipe.workers, **training,
+    )  # fmt: skip
+
+
+def train(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    data: PreparedData | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Progress = lambda state: None,
+) -> dict[str, object]:
+    """Train one run into a folder and return its metrics.
+
+    Args:
+        recipe: what to do; ``auto`` fields are settled and recorded.
+        out: the run folder; must be new, or hold this very run with ``resume``.
+        data: images prepared before (`prepare_data` of the same data fields), to share them between runs.
+        say: receives lines for a person; ``progress`` receives the state of the loop.
+
+    Raises:
+        InputError: wrong input, or a loss that is not finite.
+        Interrupted: after Ctrl-C or SIGTERM, with everything saved.
+    """
+    resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})  # refuse before any work
+    check_backbone(recipe.backbone)
+    folder = RunFolder(out)
+    continuing = folder.prepare(recipe, resume=resume)
+    if continuing and folder.finished:
+        say(f"{folder} is finished")
+        return folder.read_json("metrics.json")
+    try:
+        data = data or prepare_data(recipe, say)
+        recipe, card = settle(recipe, data)
+        if continuing:  # what the machine chose then is kept now
+            earlier = folder.recipe()
+            recipe = recipe.with_(
+                precision=earlier.precision, memory_format=earlier.memory_format, device=earlier.device
+            )
+        torch.manual_seed(recipe.seed)
+        model = build_classifier(card, seed=recipe.seed, pretrained=recipe.pretrained and not continuing)
+        numerics = choose_numerics(
+            model, card.image_size, recipe.batch_size,
+            device=recipe.device, precision=recipe.precision, memory_format=recipe.memory_format,
+        )  # fmt: skip
+    except InputError:
+        if not continuing:  # leave no half-made folder behind
+            _remove_if_empty(folder.path)
+        raise
+    recipe = recipe.with_(
+        precision=numerics.precision, memory_format=numerics.memory_format, device=str(numerics.device)
+    )
+    model.to(numerics.device, memory_format=numerics.torch_memory_format)
+    trainable = training_parameters(model)
+    if not continuing:
+        folder.write_json("split.json", data.manifest)
+        folder.write_json(
+            "environment.json",
+            environment(numerics.device)
+            | {"trial_images_per_second": numerics.trial, "training_parameters": trainable},
+        )
+        folder.write_recipe(recipe)
+    for line in (*data.notes, *_describe(card, model, trainable, numerics, data)):
+        say(line)
+
+    loader = make_loader(
+        data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, seed=recipe.seed
+    )
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
+    )
+    criterion = build_loss(card.method_fields, card.train_counts).to(numerics.device)
+    trainer = Trainer(recipe, model, criterion, optimizer, loader, numerics)
+    if continuing and (checkpoint := folder.load_checkpoint()) is not None:
+        trainer.load_state(checkpoint)
+        folder.rewind_history(trainer.epoch)
+        say(f"continuing at epoch {trainer.epoch}, step {trainer.step}")
+    validation = None if data.val is None else make_loader(data.val, card, numerics, recipe)
+
+    with _stop_on_signals() as stop_requested:
+        while trainer.epoch < recipe.epochs:
+            try:
+                record = trainer.train_epoch(stop_requested, progress)
+            except Interrupted:
+                folder.save_checkpoint(trainer.state())
+                raise
+            if validation is not None:
+                outputs = evaluate.collect(model, validation, autocast=numerics.autocast)
+                measures = evaluate.accuracy_measures(outputs.logits.argmax(1), outputs.labels, card.train_counts)
+                record |= {"val_top1": measures["top1"], "val_macro": measures["macro"]}
+            folder.append_history(record)
+            folder.save_checkpoint(trainer.state())
+            progress(record | {"epochs": recipe.epochs, "done": True})
+            if stop_requested() and trainer.epoch < recipe.epochs:
+                raise Interrupted
+
+    return finish(folder, model, card, data, numerics, recipe)
+
+
+def finish(
+    folder: RunFolder, model: Classifier, card: ModelCard, data: PreparedData, numerics: Numerics, recipe: Recipe
+) -> dict[str, object]:
+    """Fit the temperature, test once, write ``model.*`` and ``metrics.json``. The last epoch's weights are used."""
+    card, metrics = measure(model, card, data, numerics, recipe)
+    history = folder.history()
+    metrics["seconds"] = round(sum(r["seconds"] for r in history), 3)
+    metrics["images_per_second"] = round(sum(r["images_per_second"] for r in history) / max(len(history), 1), 1)
+    metrics["epochs"], metrics["selected"] = len(history), "last epoch"
+    save_classifier(model, card, folder.write)
+    folder.write_json("metrics.json", metrics)
+    return metrics
+
+
+def measure(
+    model: Classifier, card: ModelCard, data: PreparedData, numerics: Numerics, recipe: Recipe
+) -> tuple[ModelCard, dict[str, object]]:
+    """All measures of a trained model, and its card with the temperature filled in.
+
+    The temperature comes from validation images; where there are none, from the training images (then it is too
+    confident, and ``temperature_from`` says so). Raw cosines are never called probabilities.
+    """
+    from dataclasses import replace
+
+    from equiframe.collapse import ClassStatistics, collapse_measures
+
+    statistics = ClassStatistics(len(card.class_names), model.head.dim, device=numerics.device)
+    on_train = evaluate.collect(
+        model, make_loader(data.train, card, numerics, recipe), autocast=numerics.autocast, statistics=statistics
+    )
+    fitted_on = on_train
+    if data.val is not None:
+        fitted_on = evaluate.collect(model, make_loader(data.val, card, numerics, recipe), autocast=numerics.autocast)
+    temperature = evaluate.fit_temperature(fitted_on.logits, fitted_on.labels)
+    card = replace(card, temperature=temperature, temperature_from="train" if data.val is None else "validation")
+    outputs = evaluate.collect(model, make_loader(data.test, card, numerics, recipe), autocast=numerics.autocast)
+    predictions = outputs.logits.argmax(1)
+    bias = model.head.class_bias()
+    collapse = collapse_measures(
+        statistics, model.head.class_vectors().detach(), None if bias is None else bias.detach()
+    )
+    return card, {
+        **evaluate.accuracy_measures(predictions, outputs.labels, card.train_counts),
+        **evaluate.calibration_measures(outputs.logits, outputs.labels, temperature),
+        **collapse,
+        "num_train": len(data.train),
+        "num_test": len(data.test),
+        "evaluated_on": data.test_is,
+        "temperature": temperature,
+        "temperature_from": card.temperature_from,
+        "classes": evaluate.class_table(predictions, outputs.labels, card.class_names, card.train_counts),
+    }
+
+
+def evaluate_run(run: str | Path, *, device: str = "auto") -> dict[str, object]:
+    """Measure a finished run again: its saved model on its own images (``split.json``), nothing written.
+
+    Raises:
+        InputError: if the folder is not a finished run, or its data has changed.
+    """
+    folder = RunFolder(run)
+    model, card = load_classifier(run)
+    recipe = folder.recipe().with_(device=device, split=str(folder.path / "split.json"))
+    data = prepare_data(recipe)
+    numerics = choose_numerics(
+        model, card.image_size, recipe.batch_size,
+        device=recipe.device, precision=recipe.precision, memory_format=recipe.memory_format,
+    )  # fmt: skip
+    model.to(numerics.device, memory_format=numerics.torch_memory_format)
+    return measure(model, card, data, numerics, recipe)[1]
+
+
+def _describe(card, model, trainable, numerics, data) -> list[str]:
+    """What is about to happen, for a person: in particular which parameters train."""
+    counts = data.train_counts
+    head = {name: size for name, size in trainable.items() if name.startswith("head.")}
+    in_head = ", ".join(f"{name} ({size:,})" for name, size in head.items()) or "nothing"
+    tried = "; tried " + ", ".join(f"{k}: {v:g} img/s" for k, v in numerics.trial.items()) if numerics.trial else ""
+    return [
+        f"data: {data.name}, {len(data.train):,} train / {0 if data.val is None else len(data.val):,} validation / "
+        f"{len(data.test):,} test images, {data.num_classes} classes of {max(counts):,} to {min(counts):,}",
+        f"method: {card.method} on {card.backbone}, {model.head.dim} features; trains {sum(trainable.values()):,} parameters, "
+        f"in the head: {in_head}",
+        f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{tried}",
+    ]
+
+
+def _remove_if_empty(path: Path) -> None:
+    for part in (path / "checkpoints", path):
+        if part.is_dir() and not any(part.iterdir()):
+            part.rmdir()
