@@ -1,8 +1,8 @@
 """Equiframe: classify imbalanced data on a fixed frame.
 
 Heads and losses for your own loop, frames, long tails, neural-collapse measures; ``equiframe --help`` for the whole way
-from a folder of images to a model. Names are imported when they are first used, so that the command line starts at once;
-nothing here loads timm, torchvision or matplotlib.
+from a folder of images to a model. Names are imported when they are first used, so that the command line starts at
+once; nothing here loads timm, torchvision or matplotlib.
 """
 
 from __future__ import annotations

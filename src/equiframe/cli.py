@@ -216,7 +216,8 @@ class _Reporter:
                 print(text, file=sys.stderr, flush=True)
         elif self.live:
             self._clear()
-            text = f"{self.prefix}epoch {state['epoch'] + 1}, step {state['step']}/{state['steps']}: loss {state['loss']:.4f}"
+            step = f"epoch {state['epoch'] + 1}, step {state['step']}/{state['steps']}"
+            text = f"{self.prefix}{step}: loss {state['loss']:.4f}"
             print(text, end="", file=sys.stderr, flush=True)
 
     def _clear(self) -> None:
@@ -243,7 +244,10 @@ def _percent(value: float | None) -> str:
 def _print_metrics(metrics: dict, title: str) -> None:
     from equiframe.compare import COLUMNS
 
-    caption = f"percent on {metrics['num_test']:,} {metrics['evaluated_on']} images; temperature {metrics['temperature']:.3g} from {metrics['temperature_from']}"
+    caption = (
+        f"percent on {metrics['num_test']:,} {metrics['evaluated_on']} images; "
+        f"temperature {metrics['temperature']:.3g} from {metrics['temperature_from']}"
+    )
     _print_table(title, COLUMNS, [[_percent(metrics[c]) for c in COLUMNS]], caption)
 
 
@@ -345,7 +349,8 @@ def _frame(arguments: argparse.Namespace) -> int:
         print(json.dumps(described))
     else:
         print(
-            f"{geometry} frame: {frame.num_classes} unit vectors in R^{frame.dim}, largest cosine {frame.coherence:.6g} (optimal)"
+            f"{geometry} frame: {frame.num_classes} unit vectors in R^{frame.dim}, "
+            f"largest cosine {frame.coherence:.6g} (optimal)"
         )
     return 0
 

@@ -53,11 +53,11 @@ def compare(
 ) -> dict[str, object]:
     """Train every method with every seed into ``out/METHOD/seed-N`` and summarise.
 
-    All cells share the images, their cut and their validation split; cells that are finished are kept, an interrupted one
-    continues. Seeds vary slowest, so that every method has a first result early.
+    All cells share the images, their cut and their validation split; cells that are finished are kept, an interrupted
+    one continues. Seeds vary slowest, so that every method has a first result early.
 
     Returns:
-        the content of ``comparison.json``: the recipe's fields, and per method the measures of each seed and their summary.
+        the content of ``comparison.json``: the recipe, and per method the measures of each seed and their summary.
 
     Raises:
         InputError: wrong input; a cell of ``out`` that another recipe made.

@@ -67,9 +67,9 @@ def _mean(values: np.ndarray) -> float | None:
 
 
 def accuracy_measures(predictions: Tensor, labels: Tensor, train_counts: Sequence[int]) -> dict[str, float | None]:
-    """``top1`` (share of images), ``macro`` (mean recall of the classes that have images), the same over groups of classes
-    by training count (``many medium few``, and thirds ``head middle tail``) and of the ``worst`` class. In [0, 1]; None
-    for a group without images."""
+    """Accuracy over all images (``top1``), over classes (``macro``: mean recall of the classes that have images), over
+    groups of classes by training count (``many medium few``, and thirds ``head middle tail``), and of the ``worst``
+    class. In [0, 1]; None for a group without images."""
     recall = class_recall(predictions, labels, len(train_counts))
     groups = {name: _mean(recall[mask]) for name, mask in class_groups(train_counts).items()}
     return {
@@ -81,8 +81,10 @@ def accuracy_measures(predictions: Tensor, labels: Tensor, train_counts: Sequenc
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, num_bins: int = 15) -> float:
-    r"""ECE of the predicted class: :math:`\sum_b \frac{|B_b|}{N}\,|\mathrm{acc}(B_b) - \mathrm{conf}(B_b)|` over bins of
-    equal width, right-closed (Guo et al., ICML 2017). Range [0, 1]."""
+    r"""ECE of the predicted class, :math:`\sum_b \frac{|B_b|}{N}\,|\mathrm{acc}(B_b) - \mathrm{conf}(B_b)|`.
+
+    Bins of equal width, right-closed (Guo et al., ICML 2017). Range [0, 1].
+    """
     confidence, prediction = probabilities.double().max(1)
     right = (prediction == labels).double()
     bins = (torch.ceil(confidence * num_bins).long() - 1).clamp(0, num_bins - 1)

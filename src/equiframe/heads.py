@@ -130,7 +130,7 @@ class _NormalisedHead(Head):
 class FrameHead(_NormalisedHead):
     r"""A fixed frame as classifier: only the features learn.
 
-    .. math:: h = \sqrt{E_H}\,x/\lVert x\rVert, \qquad w_k = \sqrt{E_W}\,m_k, \qquad z_k = \text{logit\_scale}\cdot w_k^\top h
+    .. math:: h = \sqrt{E_H}\,x/\lVert x\rVert, \quad w_k = \sqrt{E_W}\,m_k, \quad z_k = s\,w_k^\top h \ (s: \text{logit\_scale})
 
     Args:
         dim: feature width D.

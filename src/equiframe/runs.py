@@ -1,7 +1,7 @@
 """The run folder: what a training leaves behind. Every file is written whole or not at all.
 
-``recipe.yaml`` (resolved), ``environment.json``, ``split.json`` (exact images and a hash), ``history.jsonl`` (one line an
-epoch), ``checkpoints/last.pt``, ``model.safetensors`` + ``model.json``, ``metrics.json``.
+``recipe.yaml`` (resolved), ``environment.json``, ``split.json`` (exact images and a hash), ``history.jsonl`` (one
+line an epoch), ``checkpoints/last.pt``, ``model.safetensors`` + ``model.json``, ``metrics.json``.
 """
 
 from __future__ import annotations

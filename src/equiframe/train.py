@@ -103,8 +103,8 @@ class Trainer:
         if math.isfinite(loss):
             return loss
         raise InputError(
-            f"the loss became {loss} in epoch {self.epoch}, step {self.step} (learning rate {lr:.3g}); training stopped, "
-            f"the last checkpoint is kept. Try a lower --lr (this run: {self.recipe.lr:g}) or --precision float32"
+            f"the loss became {loss} in epoch {self.epoch}, step {self.step} (learning rate {lr:.3g}); training "
+            f"stopped, the last checkpoint is kept. Try a lower --lr than {self.recipe.lr:g} or --precision float32"
         )
 
     def state(self) -> dict[str, object]:
@@ -353,8 +353,8 @@ def _describe(card, model, trainable, numerics, data) -> list[str]:
     return [
         f"data: {data.name}, {len(data.train):,} train / {0 if data.val is None else len(data.val):,} validation / "
         f"{len(data.test):,} test images, {data.num_classes} classes of {max(counts):,} to {min(counts):,}",
-        f"method: {card.method} on {card.backbone}, {model.head.dim} features; trains {sum(trainable.values()):,} parameters, "
-        f"in the head: {in_head}",
+        f"method: {card.method} on {card.backbone}, {model.head.dim} features; trains {sum(trainable.values()):,} "
+        f"parameters, in the head: {in_head}",
         f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{tried}",
     ]
 
