@@ -19,6 +19,12 @@ NORMS = ("none", "batch")
 LENGTHS = ("unit", "free")
 
 
+def _own_dtype(features: Tensor) -> torch.autocast:
+    """Heads compute in the dtype of their own parameters, also under autocast: cosines in bfloat16 have two digits, and
+    a head is a negligible part of the work."""
+    return torch.autocast(features.device.type, enabled=False)
+
+
 class HeadOutput:
     """What a head made of a batch of features.
 
@@ -35,7 +41,8 @@ class HeadOutput:
     @property
     def logits(self) -> Tensor:
         if self._logits is None:
-            self._logits = self.head.logits(self.features)
+            with _own_dtype(self.features):
+                self._logits = self.head.logits(self.features)
         return self._logits
 
 
@@ -47,12 +54,11 @@ class Head(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Heads compute in the dtype of their own parameters, also under autocast: cosines in bfloat16 have two
-        digits, and the head is a negligible part of the work."""
+        """The floating dtype of the head's own parameters or frame, in which it computes."""
         raise NotImplementedError
 
     def forward(self, features: Tensor) -> HeadOutput:
-        with torch.autocast(features.device.type, enabled=False):
+        with _own_dtype(features):
             return HeadOutput(self, self.normalise(features.to(self.dtype)))
 
     def normalise(self, features: Tensor) -> Tensor:
@@ -130,7 +136,7 @@ class _NormalisedHead(Head):
 class FrameHead(_NormalisedHead):
     r"""A fixed frame as classifier: only the features learn.
 
-    .. math:: h = \sqrt{E_H}\,x/\lVert x\rVert, \quad w_k = \sqrt{E_W}\,m_k, \quad z_k = s\,w_k^\top h \ (s: \text{logit\_scale})
+    .. math:: h = \sqrt{E_H}\,x/\lVert x\rVert, \quad w_k = \sqrt{E_W}\,m_k, \quad z_k = \text{logit\_scale}\,w_k^\top h
 
     Args:
         dim: feature width D.
@@ -181,7 +187,8 @@ class FrameHead(_NormalisedHead):
 
     def products(self, features: Tensor) -> Tensor:
         """All inner products ``w_kᵀh``, ``(B, K)``."""
-        return math.sqrt(self.e_w) * self.frame.logits(features)
+        with _own_dtype(features):
+            return math.sqrt(self.e_w) * self.frame.logits(features)
 
     def logits(self, features: Tensor) -> Tensor:
         return self.logit_scale * self.products(features)

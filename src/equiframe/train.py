@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from equiframe import evaluate
 from equiframe.backbones import check_backbone
@@ -19,6 +20,7 @@ from equiframe.data.prepare import PreparedData, prepare_data
 from equiframe.data.sources import ImageSet
 from equiframe.errors import InputError
 from equiframe.heads import training_parameters
+from equiframe.losses import Targets
 from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, load_classifier, save_classifier
 from equiframe.numerics import Numerics, choose_numerics
@@ -70,19 +72,11 @@ class Trainer:
         for images, targets in self.loader.epoch(self.epoch, self.step):
             started = time.perf_counter()
             lr = learning_rate(self.recipe, (self.epoch + (self.step + 1) / steps) / self.recipe.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            with self.numerics.autocast():
-                features = self.backbone(images)
-            loss = self.criterion(self.model.head(features), targets)
-            pending += loss.detach()
+            pending += self.train_step(images, targets, lr)
             self.step += 1
             if device.type == "cpu" or self.step % 50 == 0 or self.step == steps:
                 self.loss_sum += self._finite(float(pending), lr)
                 pending.zero_()
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            self.optimizer.step()
             self.seconds += time.perf_counter() - started
             if self.step % 10 == 0:
                 progress({"epoch": self.epoch, "step": self.step, "steps": steps, "loss": self.loss_sum / self.step})
@@ -98,6 +92,18 @@ class Trainer:
         }
         self.epoch, self.step, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
         return record
+
+    def train_step(self, images: Tensor, targets: Targets, lr: float) -> Tensor:
+        """One step of gradient descent on a batch; returns its loss, detached."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with self.numerics.autocast():
+            features = self.backbone(images)
+        loss = self.criterion(self.model.head(features), targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
 
     def _finite(self, loss: float, lr: float) -> float:
         if math.isfinite(loss):

@@ -1,0 +1,148 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from equiframe import InputError, OrthoplexFrame, SimplexFrame, make_frame, simplex_vectors
+from equiframe.frames import choose_geometry, haar_columns
+from equiframe.frames.simplex import helmert
+
+SIZES = [(2, 1), (2, 5), (3, 2), (10, 9), (10, 10), (10, 64), (100, 99), (100, 128), (500, 512)]
+
+
+def simplex_gram(k: int) -> torch.Tensor:
+    return torch.eye(k, dtype=torch.float64) * k / (k - 1) - 1 / (k - 1)
+
+
+@pytest.mark.parametrize(("k", "d"), SIZES)
+@pytest.mark.parametrize("seed", [0, 7])
+def test_simplex_gram_matrix_is_exact(k, d, seed):
+    vectors = simplex_vectors(k, d, seed=seed)
+    assert vectors.shape == (k, d)
+    assert vectors.dtype == torch.float64
+    torch.testing.assert_close(vectors @ vectors.T, simplex_gram(k), rtol=0, atol=1e-12)
+    assert vectors.sum(0).abs().max() < 1e-12
+
+
+@given(st.integers(2, 40), st.integers(0, 30), st.integers(0, 2**31))
+def test_simplex_for_every_dimension_from_k_minus_1(k, extra, seed):
+    vectors = simplex_vectors(k, k - 1 + extra, seed=seed)
+    torch.testing.assert_close(vectors @ vectors.T, simplex_gram(k), rtol=0, atol=1e-12)
+
+
+def test_the_check_can_fail():
+    wrong = simplex_vectors(10, 16, seed=0)
+    wrong[3] = -wrong[3]
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(wrong @ wrong.T, simplex_gram(10), rtol=0, atol=1e-12)
+
+
+def test_helmert_against_the_textbook():
+    for k in (2, 3, 8):
+        slow = np.zeros((k, k - 1))
+        for j in range(1, k):
+            for i in range(j):
+                slow[i, j - 1] = 1 / math.sqrt(j * (j + 1))
+            slow[j, j - 1] = -j / math.sqrt(j * (j + 1))
+        np.testing.assert_allclose(helmert(k).numpy(), slow, atol=1e-15)
+
+
+def test_rotation_is_haar_and_not_the_authors():
+    """First entry of a Haar column: E[q²] = 1/d, and its sign is even. The authors' QR of uniform numbers fails both:
+    its first column is about the all-ones direction (|<1/√d, m_0>| ≈ 0.8 instead of ≈ 0.1)."""
+    d = 16
+    columns = torch.stack([haar_columns(d, 3, seed=s)[:, 0] for s in range(2000)])
+    ones = torch.ones(d, dtype=torch.float64) / math.sqrt(d)
+    along = columns @ ones
+    assert abs(along.mean()) < 4 / math.sqrt(2000 * d)
+    assert abs((along**2).mean() * d - 1) < 0.15
+    uniform = torch.stack([torch.linalg.qr(torch.rand(d, 3, dtype=torch.float64))[0][:, 0] for _ in range(50)])
+    assert (uniform @ ones).abs().mean() > 0.7
+
+
+def test_seed_is_the_frames_own():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = simplex_vectors(5, 8, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    torch.manual_seed(2)
+    assert torch.equal(first, simplex_vectors(5, 8, seed=3))
+    assert not torch.equal(first, simplex_vectors(5, 8, seed=4))
+
+
+@pytest.mark.parametrize(("k", "d"), [(3, 2), (4, 2), (100, 64), (128, 64), (10, 64)])
+def test_orthoplex_is_optimal(k, d):
+    frame = OrthoplexFrame(k, d, dtype=torch.float64)
+    gram = frame.dense() @ frame.dense().T
+    torch.testing.assert_close(gram.diagonal(), torch.ones(k, dtype=torch.float64))
+    off = gram - torch.eye(k, dtype=torch.float64) * gram.diagonal()
+    assert off.max() < 1e-12
+    assert frame.coherence == 0.0
+
+
+@pytest.mark.parametrize(
+    ("k", "d", "geometry"), [(10, 64, "auto"), (100, 64, "auto"), (2, 1, "simplex"), (8, 4, "orthoplex")]
+)
+def test_every_frame_equals_its_dense_twin(k, d, geometry):
+    frame = make_frame(k, d, geometry=geometry, seed=1, dtype=torch.float64)
+    dense = frame.dense()
+    features = torch.randn(6, d, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    targets = torch.tensor([0, 1, k - 1, 0, 1, 1])
+    assert torch.equal(frame.vectors(targets), dense[targets])
+    torch.testing.assert_close(frame.logits(features), features @ dense.T)
+    values, classes = frame.topk(features, 2)
+    expected = (features @ dense.T).topk(2, dim=1)
+    torch.testing.assert_close(values, expected.values)
+    assert torch.equal(classes, expected.indices)
+    gram = dense @ dense.T - 2 * torch.eye(k, dtype=torch.float64)
+    assert abs(gram.max().item() - frame.coherence) < 1e-12
+    frame.logits(features).sum().backward()
+    torch.testing.assert_close(features.grad, dense.sum(0).expand(6, -1))
+    assert list(frame.parameters()) == []
+
+
+def test_choice_of_geometry():
+    assert choose_geometry(65, 64) == "simplex"
+    assert choose_geometry(66, 64) == "orthoplex"
+    assert choose_geometry(128, 64) == "orthoplex"
+    with pytest.raises(InputError, match=r"widen to D >= 65 \(orthoplex\) or D >= 128 \(simplex\)"):
+        choose_geometry(129, 64)
+
+
+@pytest.mark.parametrize(
+    ("k", "d", "message"),
+    [
+        (1, 5, "at least 2 classes"),
+        (0, 5, "at least 2 classes"),
+        (10, 8, r'needs D >= 9, got D=8; use geometry="orthoplex" \(K <= 16\) or widen'),
+        (100, 8, r"needs D >= 99, got D=8; widen \(an orthoplex needs D >= 50\)"),
+        (10.0, 16, "num_classes must be a whole number, got 10.0"),
+        (10, "16", "dim must be a whole number"),
+        (True, 16, "num_classes must be a whole number"),
+        (2, 0, "dim >= 1"),
+    ],
+)
+def test_impossible_sizes(k, d, message):
+    with pytest.raises(InputError, match=message):
+        SimplexFrame(k, d)
+
+
+def test_numpy_integers_are_whole_numbers():
+    assert SimplexFrame(np.int64(3), np.int32(4)).num_classes == 3
+
+
+def test_unknown_geometry_names_the_nearest():
+    with pytest.raises(InputError, match="did you mean 'simplex'"):
+        make_frame(3, 4, geometry="simplx")
+
+
+def test_state_dict_wins_over_the_seed_and_dtype_moves():
+    first, second = SimplexFrame(10, 16, seed=0), SimplexFrame(10, 16, seed=99)
+    assert not torch.equal(first.dense(), second.dense())
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.dense(), second.dense())
+    assert first.half().dense().dtype == torch.float16
+    assert first.to(torch.float64).dtype == torch.float64

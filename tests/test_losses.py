@@ -1,0 +1,277 @@
+"""Each loss against a plain NumPy loop, closed-form gradients, and the meanings that the words promise."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from equiframe import (
+    BalancedSoftmax,
+    CrossEntropy,
+    DotRegression,
+    FrameHead,
+    InputError,
+    LinearHead,
+    LogitAdjustedCrossEntropy,
+    MixedTargets,
+    ReleasedDotRegression,
+    adjust_logits,
+    dot_regression,
+    released_dot_regression,
+)
+from equiframe.losses import CLASS_WEIGHTINGS, batch_balanced_weights, class_balanced_weights, target_counts
+
+K, D, B = 5, 8, 12
+COUNTS = [100, 40, 10, 4, 2]
+TARGETS = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1, 2, 2, 3, 4])
+
+
+def head_and_features(seed=0, **options):
+    options = {"logit_scale": 3.0, "norm": "none", "seed": seed, **options}
+    head = FrameHead(D, K, **options).double()
+    x = torch.randn(B, D, dtype=torch.float64, generator=torch.Generator().manual_seed(seed), requires_grad=True)
+    return head, x
+
+
+def numpy_softmax_ce(logits, q):
+    total = []
+    for z, target in zip(logits, q, strict=True):
+        log_norm = math.log(sum(math.exp(v - max(z)) for v in z)) + max(z)
+        total.append(sum(t * (log_norm - v) for t, v in zip(target, z, strict=True)))
+    return np.array(total)
+
+
+def one_hot(targets):
+    return F.one_hot(targets, K).double()
+
+
+def soft_of(targets):
+    """A target of every kind as plain probabilities (B, K)."""
+    if isinstance(targets, MixedTargets):
+        return targets.share * one_hot(targets.first) + (1 - targets.share) * one_hot(targets.second)
+    return targets if targets.is_floating_point() else one_hot(targets)
+
+
+def weights_by_loop(kind, q):
+    if kind == "none":
+        return np.ones(K)
+    if kind == "class-balanced":
+        return np.array([sum(COUNTS) / (K * n) for n in COUNTS])
+    n = q.sum(0)
+    present = sum(v > 0 for v in n)
+    return np.array([len(q) / (present * v) if v > 0 else 0.0 for v in n])
+
+
+TARGET_KINDS = {
+    "hard": TARGETS,
+    "mixup": MixedTargets(TARGETS, TARGETS.roll(3), 0.7),
+    "mixup per sample": MixedTargets(TARGETS, TARGETS.roll(3), torch.linspace(0, 1, B, dtype=torch.float64)),
+    "soft": F.softmax(torch.randn(B, K, dtype=torch.float64, generator=torch.Generator().manual_seed(5)), dim=1),
+}
+
+
+def soft(name):
+    targets = TARGET_KINDS[name]
+    if name == "mixup per sample":
+        share = targets.share[:, None]
+        return share * one_hot(targets.first) + (1 - share) * one_hot(targets.second)
+    return soft_of(targets)
+
+
+def per_class_by_loop(name, head, x):
+    """(B, K): the loss of sample i if its class were k, in plain loops."""
+    w = head.class_vectors().numpy()
+    h = head(x).features.detach().numpy()
+    out = np.zeros((B, K))
+    logits = head.logit_scale * h @ w.T
+    prior = np.log(np.array(COUNTS) / sum(COUNTS))
+    for i in range(B):
+        for k in range(K):
+            if name == "ce":
+                out[i, k] = numpy_softmax_ce(logits[i : i + 1], np.eye(K)[k : k + 1])[0]
+            elif name == "ce smoothed":
+                out[i, k] = numpy_softmax_ce(logits[i : i + 1], 0.9 * np.eye(K)[k : k + 1] + 0.1 / K)[0]
+            elif name == "balanced softmax":
+                out[i, k] = numpy_softmax_ce(logits[i : i + 1] + prior, np.eye(K)[k : k + 1])[0]
+            elif name == "logit adjusted":
+                out[i, k] = numpy_softmax_ce(logits[i : i + 1] + 1.5 * prior, np.eye(K)[k : k + 1])[0]
+            elif name == "dr":
+                s = math.sqrt(head.e_w * head.e_h)
+                out[i, k] = (w[k] @ h[i] - s) ** 2 / (2 * s)
+            elif name == "dr released":
+                length = math.sqrt(sum(v * v for v in h[i]))
+                wk = math.sqrt(sum(v * v for v in w[k]))
+                out[i, k] = 0.5 * (w[k] @ h[i] - wk * length) ** 2 / length + 0.01 * length
+    return out
+
+
+LOSSES = {
+    "ce": lambda **kw: CrossEntropy(**kw),
+    "ce smoothed": lambda **kw: CrossEntropy(label_smoothing=0.1, **kw),
+    "balanced softmax": lambda **kw: BalancedSoftmax(**kw),
+    "logit adjusted": lambda **kw: LogitAdjustedCrossEntropy(tau=1.5, **kw),
+    "dr": lambda **kw: DotRegression(**kw),
+    "dr released": lambda **kw: ReleasedDotRegression(length_penalty=0.01, **kw),
+}
+
+
+@pytest.mark.parametrize("weighting", CLASS_WEIGHTINGS)
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+@pytest.mark.parametrize("name", LOSSES)
+def test_value_against_loops(name, kind, weighting):
+    head, x = head_and_features(e_w=2.0, e_h=3.0, length="free" if name == "dr released" else "unit")
+    q = soft(kind).numpy()
+    expected = (q * weights_by_loop(weighting, q) * per_class_by_loop(name, head, x)).sum(1).mean()
+    loss = LOSSES[name](class_weighting=weighting, class_counts=torch.tensor(COUNTS, dtype=torch.float64))
+    assert loss(head(x), TARGET_KINDS[kind]).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradient_by_finite_differences(name):
+    head, x = head_and_features(length="unit" if name != "dr released" else "free")
+    loss = LOSSES[name](class_weighting="batch-balanced", class_counts=COUNTS)
+    if name == "dr released":  # a detached length is no function that differences could see: closed form below
+        h = head(x).features
+        grad = torch.autograd.grad(loss(head(x), TARGETS), x)[0]
+        w = head.vectors(TARGETS)
+        length = h.norm(dim=1, keepdim=True)
+        weights = batch_balanced_weights(TARGETS, K)[TARGETS][:, None].double()
+        inner = (w * h).sum(1, keepdim=True)
+        expected = weights * (((inner - length) / length) * w + 0.01 * h / length) / B
+        torch.testing.assert_close(grad, expected.detach(), rtol=1e-6, atol=1e-9)
+        return
+    assert torch.autograd.gradcheck(lambda z: loss(head(z), TARGETS), (x,), atol=1e-6)
+
+
+def test_dr_gradient_is_the_closed_form_pull():
+    """On ‖h‖ = √E_H: ∂L/∂h = −(1 − cos)·w_c — a pull toward one's own class vector and nothing else."""
+    head, x = head_and_features(e_w=2.0, e_h=3.0)
+    h = head(x).features.detach().requires_grad_()
+    w = head.vectors(TARGETS)
+    dot_regression((w * h).sum(1), e_w=2.0, e_h=3.0).sum().backward()
+    cosine = F.cosine_similarity(h, w).detach()[:, None]
+    torch.testing.assert_close(h.grad, -(1 - cosine) * w)
+
+
+@given(st.floats(0.1, 10), st.floats(0.1, 10), st.integers(0, 1000))
+def test_dr_is_zero_only_at_the_vertex(e_w, e_h, seed):
+    head = FrameHead(D, K, logit_scale=1.0, norm="none", e_w=e_w, e_h=e_h, seed=seed).double()
+    w = head.class_vectors()
+    h = math.sqrt(e_h / e_w) * w
+    assert dot_regression((w * h).sum(1), e_w=e_w, e_h=e_h).abs().max() < 1e-10
+    wrong = dot_regression((w * h.roll(1, 0)).sum(1), e_w=e_w, e_h=e_h)
+    expected = 0.5 * math.sqrt(e_w * e_h) * (1 + 1 / (K - 1)) ** 2
+    torch.testing.assert_close(wrong, torch.full_like(wrong, expected), rtol=1e-5, atol=0)
+
+
+def test_the_released_loss_with_its_batch_lengths_is_the_macro_average():
+    """The release scales class vector c by √(γ/n_c), γ = B/C. At ‖h‖ = 1 the batch mean is then exactly the average over
+    the classes of ½(1 − cos)² (../shared/paper.md §1): our class_weighting="batch-balanced"."""
+    head, x = head_and_features()
+    h = head(x).features.detach()
+    n = torch.bincount(TARGETS, minlength=K)
+    gamma = B / (n > 0).sum()
+    lengths = torch.sqrt(gamma / n)[TARGETS]
+    inner = lengths * (head.vectors(TARGETS) * h).sum(1)
+    released = (0.5 * (inner - lengths * h.norm(dim=1)) ** 2 / h.norm(dim=1)).mean()
+    one_minus_cos = 0.5 * (1 - (head.vectors(TARGETS) * h).sum(1)) ** 2
+    macro = torch.stack([one_minus_cos[k == TARGETS].mean() for k in range(K)]).mean()
+    torch.testing.assert_close(released, macro)
+    for loss in (
+        DotRegression(class_weighting="batch-balanced"),
+        ReleasedDotRegression(class_weighting="batch-balanced"),
+    ):
+        torch.testing.assert_close(loss(head(x), TARGETS).double(), macro)
+    assert not math.isclose(DotRegression()(head(x), TARGETS).item(), macro.item(), rel_tol=1e-3)
+
+
+def test_released_equals_paper_at_unit_length_only():
+    products = torch.linspace(-1, 1, 7)
+    torch.testing.assert_close(released_dot_regression(products, torch.ones(7)), dot_regression(products))
+    assert not torch.allclose(released_dot_regression(products, torch.full((7,), 2.0)), dot_regression(products))
+
+
+def test_released_radial_gradient_pushes_outward():
+    """With the length detached the gradient along h is (cos − 1)·cos < 0 for 0 < cos < 1: descent lengthens h."""
+    w = F.normalize(torch.tensor([[1.0, 0.4, 0.0]]), dim=1)
+    h = torch.tensor([[2.0, 0.0, 0.0]], requires_grad=True)
+    released_dot_regression((w * h).sum(1), h.norm(dim=1)).sum().backward()
+    assert h.grad[0, 0] < 0
+
+
+def test_balanced_softmax_is_logit_adjustment_at_tau_1():
+    head, x = head_and_features()
+    a = BalancedSoftmax(class_counts=COUNTS)(head(x), TARGETS)
+    b = LogitAdjustedCrossEntropy(tau=1.0, class_counts=COUNTS)(head(x), TARGETS)
+    c = CrossEntropy()(head(x), TARGETS)
+    torch.testing.assert_close(a, b)
+    assert abs(a.item() - c.item()) > 1e-3
+    zero = LogitAdjustedCrossEntropy(tau=0.0, class_counts=COUNTS)(head(x), TARGETS)
+    torch.testing.assert_close(zero, c)
+
+
+def test_balanced_softmax_formula():
+    """exp(z_c) n_c / Σ exp(z_k) n_k, as in Ren et al. (2020), eq. 3."""
+    z = torch.randn(4, K, dtype=torch.float64)
+    n = torch.tensor(COUNTS, dtype=torch.float64)
+    expected = -torch.log(z.exp() * n / (z.exp() * n).sum(1, keepdim=True))
+    torch.testing.assert_close(-F.log_softmax(adjust_logits(z, n), dim=1), expected)
+
+
+def test_losses_work_on_any_head():
+    linear = LinearHead(D, K).double()
+    _, x = head_and_features()
+    for name in ("ce", "balanced softmax", "logit adjusted"):
+        assert LOSSES[name](class_counts=COUNTS)(linear(x), TARGETS).isfinite()
+    with pytest.raises(InputError, match="DotRegression needs a frame head, got LinearHead"):
+        DotRegression()(linear(x), TARGETS)
+
+
+@given(st.lists(st.integers(0, K - 1), min_size=1, max_size=30))
+def test_batch_balanced_weights_average_over_classes(labels):
+    targets = torch.tensor(labels)
+    weights = batch_balanced_weights(targets, K)
+    values = torch.rand(len(labels))
+    weighted = (values * weights[targets]).mean()
+    macro = torch.stack([values[targets == k].mean() for k in sorted(set(labels))]).mean()
+    torch.testing.assert_close(weighted, macro)
+
+
+def test_class_balanced_weights_have_mean_1_over_the_data_set():
+    n = torch.tensor(COUNTS, dtype=torch.float64)
+    weights = class_balanced_weights(n)
+    assert (weights * n).sum() / n.sum() == pytest.approx(1)
+    assert (weights * n).std() < 1e-9
+
+
+@pytest.mark.parametrize("kind", TARGET_KINDS)
+def test_target_counts(kind):
+    torch.testing.assert_close(target_counts(TARGET_KINDS[kind], K).double(), soft(kind).sum(0), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: CrossEntropy(class_weighting="balanced"), "unknown class weighting 'balanced'"),
+        (lambda: CrossEntropy(class_weighting="class-balanced"), "needs class_counts"),
+        (lambda: BalancedSoftmax(), "needs class_counts"),
+        (lambda: BalancedSoftmax(class_counts=[3, 0, 2]), "class 1 has no training image"),
+        (lambda: CrossEntropy(label_smoothing=1.0), r"label_smoothing must be in \[0, 1\)"),
+    ],
+)
+def test_wrong_arguments(make, message):
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_ce_floor_of_raw_cosines():
+    """Softmax of unscaled cosines cannot go below log(1 + (K−1)e^{−K/(K−1)}): 1.377 at K = 10, 3.612 at K = 100."""
+    for k, floor in ((10, 1.377), (100, 3.612)):
+        head = FrameHead(128, k, logit_scale=1.0, norm="none").double()
+        best = CrossEntropy()(head(head.class_vectors()), torch.arange(k)).item()
+        assert best == pytest.approx(math.log(1 + (k - 1) * math.exp(-k / (k - 1))), rel=1e-6)
+        assert best == pytest.approx(floor, abs=6e-4)
