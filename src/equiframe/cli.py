@@ -49,7 +49,7 @@ def _recipe_flags(parser: argparse.ArgumentParser) -> None:
         if f.name == "data":
             continue
         default = "" if f.default is None or f.default is False else f" [{f.default}]"
-        options: dict = {"dest": f.name, "default": argparse.SUPPRESS, "help": f.metadata["help"] + default}
+        options: dict = {"dest": f.name, "default": argparse.SUPPRESS, "help": (f.metadata["help"] + default).replace("%", "%%")}
         kinds = typing.get_args(hints[f.name]) or (hints[f.name],)
         if f.name == "class_counts":
             options |= {"type": _whole_numbers, "metavar": "N,N,…"}

@@ -25,7 +25,7 @@ def choose_device(name: str) -> torch.device:
         )
     try:
         device = torch.device(name)
-        torch.empty(1, device=device)
+        torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
     return device
@@ -76,9 +76,8 @@ def choose_numerics(
     candidates = [Numerics(where, p, f, {}) for p in precisions for f in formats]
     if len(candidates) == 1:
         return candidates[0]
-    state = torch.get_rng_state()
-    speeds = [_images_per_second(model, candidate, image_size, min(batch_size, 128)) for candidate in candidates]
-    torch.set_rng_state(state)
+    with torch.random.fork_rng([where] if where.type == "cuda" else []):
+        speeds = [_images_per_second(model, candidate, image_size, min(batch_size, 128)) for candidate in candidates]
     best = candidates[speeds.index(max(speeds))]
     trial = {f"{c.precision} {c.memory_format}": round(s, 1) for c, s in zip(candidates, speeds, strict=True)}
     return Numerics(where, best.precision, best.memory_format, trial)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -82,18 +82,22 @@ class Recipe:
             choices = f.metadata["choices"]
             if choices and value not in choices:
                 raise unknown(f.name.replace("_", " "), value, choices)
-        positive = {"epochs": 1, "batch_size": 1, "workers": 1}
-        for name, least in positive.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        # BatchNorm needs two images a step; a CIFAR ResNet needs four pixels a side
+        for name, least in {"epochs": 1, "batch_size": 2, "workers": 1, "image_size": 4, "width": 1}.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
         for name, low, high in (("validation", 0, 0.9), ("warmup", 0, 1), ("momentum", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} must be between {low} and {high}, got {getattr(self, name)}")
         for name in ("lr", "weight_decay", "mixup", "seed", "subset_seed"):
-            if not getattr(self, name) >= 0:
+            if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
-        if self.image_size is not None and self.image_size < 4:
-            raise InputError(f"image_size must be at least 4, got {self.image_size}")
+        for name, bits in (("seed", 63), ("subset_seed", 32)):  # what the generators of torch and NumPy take
+            if getattr(self, name) >= 1 << bits:
+                raise InputError(f"{name} must be below 2^{bits}, got {getattr(self, name)}")
+        if self.imbalance is not None and self.class_counts is not None:
+            raise InputError("give imbalance or class_counts, not both")
 
     def with_(self, **changes: object) -> Recipe:
         """A copy with some fields changed; an unknown field is an error that names the nearest."""
@@ -105,11 +109,6 @@ class Recipe:
     def to_dict(self) -> dict[str, object]:
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
-    def identity(self, *, ignore: tuple[str, ...] = ("workers", "data_root", "download")) -> str:
-        """Hash of all fields that decide the result."""
-        kept = {name: value for name, value in self.to_dict().items() if name not in ignore}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
-
 
 FIELD_NAMES = tuple(f.name for f in fields(Recipe))
 
@@ -120,8 +119,11 @@ def _typed(name: str, value: object, hint: object) -> object:
     if value is None and type(None) in options:
         return None
     kind = next(o for o in options if o is not type(None))
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    if kind is float and isinstance(value, int | float | str) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float(value)  # also from text: YAML takes 1e-3 for a word
+            if math.isfinite(number):
+                return number
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
         return value
     if kind in (str, bool) and isinstance(value, kind):
@@ -129,7 +131,7 @@ def _typed(name: str, value: object, hint: object) -> object:
     if typing.get_origin(kind) is tuple and isinstance(value, list | tuple):
         return tuple(_typed(name, v, int) for v in value)
     label = "a list of whole numbers" if typing.get_origin(kind) is tuple else {
-        float: "a number", int: "a whole number", bool: "true or false", str: "text"}[kind]  # fmt: skip
+        float: "a finite number", int: "a whole number", bool: "true or false", str: "text"}[kind]  # fmt: skip
     raise InputError(f"field {name!r} must be {label}, got {value!r}")
 
 
@@ -138,7 +140,7 @@ def load_recipe(path: str | Path) -> dict[str, object]:
     import yaml
 
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -90,6 +90,7 @@ class Loader:
 
     Args:
         images: with pixels (resident) or sources (streaming; decoded by ``workers`` threads, two batches ahead).
+        stream: resize pixels on the fly, too, instead of keeping them on the device.
         batch_size: training batches are all of this size (an incomplete last one is left out: its images come up in
             other epochs); smaller only if the whole set is.
     """
@@ -108,6 +109,7 @@ class Loader:
         mixup: float = 0.0,
         seed: int = 0,
         workers: int = 2,
+        stream: bool = False,
     ) -> None:
         self.images, self.image_size, self.device = images, image_size, device
         self.batch_size = min(batch_size, len(images))
@@ -116,7 +118,7 @@ class Loader:
         self.mean = torch.tensor(mean, device=device)
         self.std = torch.tensor(std, device=device)
         self.labels = torch.from_numpy(images.labels).to(device)
-        self.pixels = None if images.pixels is None else images.pixels.to(device)
+        self.pixels = None if stream or images.pixels is None else images.pixels.to(device)
 
     @property
     def resident(self) -> bool:

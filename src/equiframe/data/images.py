@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,29 +29,38 @@ def decode_image(source: str | Path | bytes, *, name: str | None = None):
     Raises:
         InputError: if the image cannot be read or is truncated; the message names it.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
+    with _opened(source, name) as image:
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("I;16", "I;16B", "I;16L", "I"):
+            image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return image.convert("RGB")
+
+
+@contextmanager
+def _opened(source: str | Path | bytes, name: str):
+    """An image whose header was read; whatever goes wrong with it becomes an error that names it."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                image.load()
-                image = ImageOps.exif_transpose(image)
-                if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-                    image = Image.fromarray((np.clip(np.asarray(image), 0, 65535) >> 8).astype(np.uint8))
-                if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                    image = image.convert("RGBA")
-                    white = Image.new("RGBA", image.size, "white")
-                    image = Image.alpha_composite(white, image)
-                return image.convert("RGB")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            yield image
     except FileNotFoundError as error:
         raise InputError(f"image not found: {name}") from error
+    except PermissionError as error:
+        raise InputError(f"no permission to read image: {name}") from error
     except UnidentifiedImageError as error:
         raise InputError(f"not an image, or a kind that cannot be read: {name}") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+    except Image.DecompressionBombError as error:
         raise InputError(f"image refused, it would unpack to too many pixels: {name}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except Exception as error:  # a damaged file makes PIL's readers raise all sorts
         raise InputError(f"image cannot be decoded (truncated or damaged): {name}: {error}") from error
 
 
@@ -91,14 +100,9 @@ def decode_all(sources: list, names: list[str], size: int, *, workers: int = 2, 
 
 def image_sizes(sources: list, names: list[str], *, at_most: int = 64) -> list[tuple[int, int]]:
     """(width, height) of an evenly spaced sample of the images; reads headers only."""
-    from PIL import Image, UnidentifiedImageError
-
     step = max(1, len(sources) // at_most)
     sizes = []
     for source, name in zip(sources[::step], names[::step], strict=True):
-        try:
-            with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                sizes.append(image.size)
-        except (UnidentifiedImageError, OSError) as error:
-            raise InputError(f"not an image, or a kind that cannot be read: {name}") from error
+        with _opened(source, name) as image:
+            sizes.append(image.size)
     return sizes

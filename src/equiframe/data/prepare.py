@@ -42,6 +42,7 @@ class PreparedData:
     test: ImageSet
     test_is: str  # "test", or "validation" where no test split exists
     image_size: int
+    data_mode: str  # "resident" | "stream"
     augmentation: str
     mean: list[float]
     std: list[float]
@@ -129,8 +130,9 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
         + f", augmentation {augmentation}"
     )
     return PreparedData(
-        dataset.name, dataset.class_names, train, val, test, test_is, size, augmentation, mean, std, manifest, notes
-    )
+        dataset.name, dataset.class_names, train, val, test, test_is, size, "resident" if resident else "stream",
+        augmentation, mean, std, manifest, notes,
+    )  # fmt: skip
 
 
 def _choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
@@ -163,7 +165,7 @@ def _choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple
 def _indices_from_manifest(path: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]:
     """The exact images of an earlier run, verified against its hash and the data set's fingerprint."""
     try:
-        manifest = json.loads(Path(path).read_text())
+        manifest = json.loads(Path(path).read_bytes())
         train = np.array(manifest["train"], dtype=np.int64)
         val = None if manifest["val"] is None else np.array(manifest["val"], dtype=np.int64)
         expected = manifest["hash"]

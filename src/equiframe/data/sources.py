@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -82,7 +84,7 @@ class Dataset:
         for part in (self.train, self.val, self.test):
             if part is not None:
                 digest.update(part.labels.astype("<i8").tobytes())
-                digest.update("\n".join(part.names).encode())
+                digest.update("\n".join(part.names).encode(errors="surrogateescape"))
             digest.update(b"|")
         return digest.hexdigest()
 
@@ -109,9 +111,10 @@ def load_dataset(data: str, *, data_root: str | Path = "data", download: bool = 
     Raises:
         InputError: whatever is wrong with it, in one line.
     """
-    path = Path(data).expanduser()
+    path = Path(os.path.expanduser(data))
     if path.is_dir():
-        dataset = _load_parquet(path) if any(path.glob("*.parquet")) else _load_folder(path)
+        files = sorted(path.glob("*.parquet")) or sorted(path.glob("data/*.parquet"))  # the Hub keeps them in data/
+        dataset = _load_parquet(path, files) if files else _load_folder(path)
     elif data in BUILTIN_NAMES:
         dataset = _load_digits() if data == "digits" else _load_torchvision(data, Path(data_root), download)
     elif path.is_file():
@@ -135,7 +138,9 @@ def _checked(dataset: Dataset) -> Dataset:
         )
     for split in ("train", "val", "test"):
         part = getattr(dataset, split)
-        if part is not None and len(part) and not (part.labels.min() >= 0 and part.labels.max() < dataset.num_classes):
+        if part is not None and not len(part):
+            raise InputError(f"{dataset.name} has a {split} split without images")
+        if part is not None and not (part.labels.min() >= 0 and part.labels.max() < dataset.num_classes):
             bad = int(np.flatnonzero((part.labels < 0) | (part.labels >= dataset.num_classes))[0])
             raise InputError(
                 f"label {part.labels[bad]} of {split} image {part.names[bad]!r} is outside 0..{dataset.num_classes - 1}"
@@ -216,8 +221,17 @@ def _subfolders(path: Path) -> list[Path]:
 
 
 def list_images(path: Path) -> list[Path]:
-    """All image files under a folder, by extension, in name order."""
-    return sorted(p for p in path.rglob("*") if p.suffix.lower() in EXTENSIONS and not p.name.startswith("."))
+    """All image files under a folder, by extension, in name order; hidden files and folders are left out."""
+    found = []
+    for folder, inside, files in os.walk(path):
+        inside[:] = [name for name in inside if not name.startswith(".")]
+        found += [Path(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
+    return sorted(found)
+
+
+def _is_a_class(train: Path, others: set[Path]) -> bool:
+    """Whether a folder called ``train`` is one of several classes: it holds images and no folders, as others do."""
+    return bool(others) and not _subfolders(train) and bool(list_images(train))
 
 
 def _load_folder(path: Path) -> Dataset:
@@ -226,7 +240,7 @@ def _load_folder(path: Path) -> Dataset:
         split: next((folders[name] for name in names if name in folders), None)
         for split, names in _SPLIT_FOLDERS.items()
     }
-    if splits["train"] is None:
+    if splits["train"] is None or _is_a_class(splits["train"], set(folders.values()) - set(splits.values())):
         splits = {"train": path, "val": None, "test": None}
     class_names = [p.name for p in _subfolders(splits["train"])]
     if not class_names:
@@ -247,7 +261,7 @@ def _load_folder(path: Path) -> Dataset:
             labels += [k] * len(found)
         if not files:
             raise InputError(f"no images in {folder}")
-        return ImageSet(np.array(labels, dtype=np.int64), [str(f.relative_to(path)) for f in files], sources=files)
+        return ImageSet(np.array(labels, dtype=np.int64), [f.relative_to(path).as_posix() for f in files], sources=files)
 
     return Dataset(path.resolve().name, class_names, **{split: read(split, folder) for split, folder in splits.items()})
 
@@ -255,17 +269,17 @@ def _load_folder(path: Path) -> Dataset:
 # --- Parquet ----------------------------------------------------------------------------------------------------------
 
 
-def _load_parquet(path: Path) -> Dataset:
+def _load_parquet(path: Path, files: list[Path]) -> Dataset:
     """Parquet files ``train-*.parquet``, ``test-*.parquet``, … with columns ``image`` {bytes, path} and ``label``."""
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
         raise InputError("Parquet data needs pyarrow: pip install 'equiframe[train]'") from error
 
-    files = sorted(path.glob("*.parquet"))
     by_split: dict[str, list[Path]] = {}
     for file in files:
-        stem = file.stem.split("-")[0].lower()
+        stem = re.split(r"[-_.]", file.stem.lower())[0]
         split = next((s for s, names in _SPLIT_FOLDERS.items() if stem in names), "train" if len(files) == 1 else None)
         if split is None:
             raise InputError(f"cannot tell the split of {file}; name it train-*.parquet, validation-* or test-*")
@@ -278,15 +292,18 @@ def _load_parquet(path: Path) -> Dataset:
     for split, parts in by_split.items():
         sources: list[bytes] = []
         names: list[str] = []
-        labels: list[int] = []
+        labels: list[np.ndarray] = []
         for file in parts:
             try:
-                table = pq.read_table(file)
-            except (OSError, ValueError) as error:
+                columns = pq.read_schema(file).names
+                for column in ("image", "label"):
+                    if column not in columns:
+                        raise InputError(f"{file} lacks the column {column!r} (it has {', '.join(columns)})")
+                table = pq.read_table(file, columns=["image", "label"], partitioning=None)
+            except InputError:
+                raise
+            except (OSError, ValueError, pa.ArrowException) as error:
                 raise InputError(f"not a readable Parquet file: {file}: {error}") from error
-            for column in ("image", "label"):
-                if column not in table.column_names:
-                    raise InputError(f"{file} lacks the column {column!r} (it has {', '.join(table.column_names)})")
             rows = table["image"].to_pylist()
             for i, row in enumerate(rows):
                 content = row.get("bytes") if isinstance(row, dict) else row
@@ -294,15 +311,18 @@ def _load_parquet(path: Path) -> Dataset:
                     raise InputError(f"row {i} of {file} has no image bytes")
                 sources.append(content)
                 names.append((row.get("path") if isinstance(row, dict) else None) or f"{file.name}:{i}")
-            column = table["label"].to_pylist()
-            if any(not isinstance(value, int) for value in column):
-                bad = next(i for i, value in enumerate(column) if not isinstance(value, int))
-                raise InputError(f"row {bad} of {file} has no whole-number label (got {column[bad]!r})")
-            labels += column
+            column = table["label"]
+            if not pa.types.is_integer(column.type) or column.null_count:
+                bad = next((i for i, value in enumerate(column.to_pylist()) if not isinstance(value, int)), 0)
+                raise InputError(f"row {bad} of {file} has no whole-number label (the column holds {column.type})")
+            labels.append(column.to_numpy().astype(np.int64))
             class_names = class_names or _parquet_class_names(table.schema.metadata)
-        sets[split] = ImageSet(np.array(labels, dtype=np.int64), names, sources=sources)
+        sets[split] = ImageSet(np.concatenate(labels), names, sources=sources)
     if class_names is None:
-        class_names = [str(k) for k in range(int(max(sets["train"].labels, default=-1)) + 1)] or ["?"]
+        train = sets["train"].labels
+        if len(train) and train.max() >= len(train):  # some class would have no image
+            raise InputError(f"label {train.max()} in {path}, which has only {len(train)} training images")
+        class_names = [str(k) for k in range(max(train, default=-1) + 1)] or ["?"]
     return Dataset(path.resolve().name, class_names, sets["train"], sets.get("val"), sets.get("test"))
 
 

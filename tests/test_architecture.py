@@ -1,0 +1,102 @@
+"""Imports go down only, as ARCHITECTURE.md draws them; importing the package stays light."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "equiframe"
+FLOORS = [  # from the ground up; modules of one floor do not import each other
+    {"errors"},
+    {"frames"},
+    {"heads", "imbalance", "collapse", "peeled", "recipe", "backbones"},
+    {"losses"},
+    {"method"},
+    {"data", "model", "runs"},
+    {"evaluate", "numerics"},
+    {"train", "predict"},
+    {"compare"},
+    {"cli"},
+]
+DATA_FLOORS = [{"images"}, {"sources"}, {"batches"}, {"prepare"}]
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module == "equiframe":
+            names = [f"equiframe.{a.name}" for a in node.names]
+        found |= {n for n in names if n.startswith("equiframe.")}
+    return found
+
+
+def floor_of(room: str, floors) -> int | None:
+    return next((i for i, rooms in enumerate(floors) if room in rooms), None)
+
+
+def check(modules: dict[str, set[str]], floors) -> list[str]:
+    """Each import that does not go down."""
+    wrong = []
+    for module, imports in modules.items():
+        for target in imports - {module}:
+            here, there = floor_of(module, floors), floor_of(target, floors)
+            if there is not None and not there < here:
+                wrong.append(f"{module} imports {target}")
+    return wrong
+
+
+def rooms() -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for path in SOURCE.rglob("*.py"):
+        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if room not in ("__init__", "__main__"):
+            found.setdefault(room, set()).update(name.split(".")[1] for name in imported(path))
+    return found
+
+
+def test_every_room_has_a_floor():
+    assert set(rooms()) - {"recipes"} == set().union(*FLOORS)
+
+
+def test_imports_go_down_only():
+    assert check(rooms(), FLOORS) == []
+
+
+def test_imports_within_data_go_down_only():
+    modules = {}
+    for path in (SOURCE / "data").glob("*.py"):
+        if path.stem != "__init__":
+            inside = {n.split(".")[2] for n in imported(path) if n.startswith("equiframe.data.")}
+            modules[path.stem] = inside
+    assert check(modules, DATA_FLOORS) == []
+
+
+def test_the_check_can_fail():
+    assert check({"frames": {"heads"}, "heads": set()}, FLOORS) == ["frames imports heads"]
+
+
+def test_importing_is_light():
+    """Against importing torch alone: at most 0.3 s more (best of 3), and no heavy module."""
+    code = (
+        "import sys, time, torch; t = time.perf_counter(); import equiframe; equiframe.FrameHead; equiframe.DotRegression;"
+        "equiframe.long_tail_indices; print(time.perf_counter() - t);"
+        "print([m for m in ('timm', 'torchvision', 'matplotlib', 'sklearn', 'torchmetrics', 'PIL') if m in sys.modules])"
+    )
+    outputs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")
+        for _ in range(3)
+    ]
+    assert outputs[0][1] == "[]"
+    assert min(float(seconds) for seconds, *_ in outputs) < 0.3
+
+
+def test_help_does_not_load_torch():
+    code = (
+        "import sys, equiframe.cli;\ntry: equiframe.cli.main(['train', '--help'])\nexcept SystemExit: pass\n"
+        "print([m for m in ('torch', 'timm', 'matplotlib', 'rich') if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert "--imbalance" in done.stdout
