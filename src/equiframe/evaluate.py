@@ -5,8 +5,11 @@ All functions of measures see tensors, never a model.
 
 from __future__ import annotations
 
+import base64
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from equiframe.collapse import ClassStatistics, centred_means
 from equiframe.data.batches import Loader
+from equiframe.data.sources import ImageSet
 from equiframe.imbalance import class_groups
 from equiframe.model import Classifier
 
@@ -28,25 +33,31 @@ class Outputs:
 
 
 @torch.no_grad()
-def collect(model: Classifier, loader: Loader, *, batch_size: int = 256, autocast=None, statistics=None) -> Outputs:
+def collect(
+    model: Classifier,
+    loader: Loader,
+    *,
+    batch_size: int = 256,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+    statistics: ClassStatistics | None = None,
+    decisions: bool = False,
+) -> Outputs:
     """Run a model in evaluation mode over all images, in order.
 
     Args:
-        autocast: a function that makes the context in which the backbone runs (mixed precision), or None.
-        statistics: a `equiframe.collapse.ClassStatistics` to feed with the head's features, or None.
+        autocast: makes the context in which the backbone runs (mixed precision).
+        statistics: class statistics to feed with the head's features on the way.
+        decisions: also tell them what the classifier decided, for NC4 (they must know class means then).
     """
     was_training = model.training
     model.eval()
     logits, labels = [], []
     for images, targets in loader.ordered(batch_size):
-        if autocast is None:
+        with autocast():
             features = model.backbone(images)
-        else:
-            with autocast():
-                features = model.backbone(images)
         output = model.head(features)
         if statistics is not None:
-            statistics.update(output.features.float(), targets)
+            statistics.update(output.features.float(), targets, output.logits.argmax(1) if decisions else None)
         logits.append(output.logits.float().cpu())
         labels.append(targets.cpu())
     model.train(was_training)
@@ -85,11 +96,19 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, *, num_bin
 
     Bins of equal width, right-closed (Guo et al., ICML 2017). Range [0, 1].
     """
+    counts, confidence, accuracy = reliability_bins(probabilities, labels, num_bins=num_bins)
+    return float((counts * (accuracy - confidence)).abs().nansum() / len(labels))
+
+
+def reliability_bins(probabilities: Tensor, labels: Tensor, *, num_bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, mean confidence and accuracy of the predicted class by bin of confidence, each ``(num_bins,)``; NaN for the
+    means of an empty bin."""
     confidence, prediction = probabilities.double().max(1)
-    right = (prediction == labels).double()
     bins = (torch.ceil(confidence * num_bins).long() - 1).clamp(0, num_bins - 1)
-    gap = torch.zeros(num_bins, dtype=torch.float64).index_add(0, bins, right - confidence)
-    return float(gap.abs().sum() / len(labels))
+    zero = torch.zeros(num_bins, dtype=torch.float64)
+    counts = zero.index_add(0, bins, torch.ones_like(confidence))
+    right = zero.index_add(0, bins, (prediction == labels).double())
+    return counts, zero.index_add(0, bins, confidence) / counts, right / counts
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
@@ -134,3 +153,70 @@ def class_table(
         {"name": n, "num_train": int(c), "num_test": t, "accuracy": None if math.isnan(r) else float(r)}
         for n, c, t, r in zip(class_names, train_counts, tested, recall.tolist(), strict=True)
     ]
+
+
+# --- what the report shows of a run -----------------------------------------------------------------------------------
+
+
+def cosine_matrix(vectors: Tensor, order: Sequence[int], *, at_most: int = 100) -> list[list[float]]:
+    """Cosines between vectors ``(K, D)`` in the given order; for more than ``at_most`` classes, averaged over blocks of
+    neighbours (the diagonal left out). Three decimals: for pictures."""
+    unit = F.normalize(vectors[torch.as_tensor(order)].double().cpu(), dim=1)
+    cosines = unit @ unit.T
+    if len(order) > at_most:
+        block = torch.arange(len(order)) * at_most // len(order)
+        off = 1 - torch.eye(len(order), dtype=torch.float64)
+        pool = F.one_hot(block, at_most).double().T
+        cosines = pool @ (cosines * off) @ pool.T / (pool @ off @ pool.T).clamp_min(1)
+    return [[round(v, 3) for v in row] for row in cosines.tolist()]
+
+
+def confident_errors(
+    probabilities: Tensor, labels: Tensor, images: ImageSet, class_names: Sequence[str], *, num: int = 24, side: int = 64
+) -> list[dict[str, object]]:
+    """The wrongly classified images with the most probable wrong class: names, probability, a thumbnail as data URI."""
+    confidence, predicted = probabilities.max(1)
+    wrong = torch.nonzero(predicted != labels)[:, 0]
+    records = []
+    for i in wrong[confidence[wrong].argsort(descending=True)][:num].tolist():
+        picture = images.image(i)
+        picture.thumbnail((side, side))
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        records.append(
+            {
+                "name": images.names[i],
+                "true": class_names[int(labels[i])],
+                "predicted": class_names[int(predicted[i])],
+                "probability": round(float(confidence[i]), 4),
+                "thumbnail": "data:image/png;base64," + base64.b64encode(file.getvalue()).decode(),
+            }
+        )
+    return records
+
+
+def picture_details(
+    outputs: Outputs,
+    temperature: float,
+    statistics: ClassStatistics,
+    class_vectors: Tensor,
+    images: ImageSet,
+    class_names: Sequence[str],
+    train_counts: Sequence[int],
+) -> dict[str, object]:
+    """What the report draws of a run and ``metrics.json`` does not hold: the content of ``details.json``."""
+    probabilities = F.softmax(outputs.logits.double() / temperature, dim=1)
+    counts, confidence, accuracy = (t.tolist() for t in reliability_bins(probabilities, outputs.labels))
+    order = np.argsort(-np.asarray(train_counts), kind="stable").tolist()
+    return {
+        "reliability": [
+            {"count": int(n), "confidence": round(c, 4), "accuracy": round(a, 4)}
+            for n, c, a in zip(counts, confidence, accuracy, strict=True)
+            if n
+        ],
+        "cosines": {
+            "means": cosine_matrix(centred_means(statistics), order),
+            "vectors": cosine_matrix(class_vectors, order),
+        },
+        "wrong": confident_errors(probabilities, outputs.labels, images, class_names),
+    }

@@ -1,0 +1,266 @@
+"""The figures, each a function from groups of runs to a matplotlib figure, or None where there is nothing to draw.
+
+Colours are Okabe and Ito's (distinguishable for colour-blind readers) with a marker and a dash of their own; matrices use a
+diverging map. Text and axes use one ink, which the page replaces by its own, so a figure suits light and dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from equiframe.frames import Frame
+from equiframe.report.runs import Group
+
+INK, FAINT = "#1b1f24", "#a0a7b0"  # the page turns these two into CSS variables
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8a6d3b", "#7f5fc7")
+MARKERS = "osD^vP*X"
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+STYLE = {
+    "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+    "text.color": INK, "axes.edgecolor": FAINT, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": FAINT, "grid.alpha": 0.35,
+    "grid.linewidth": 0.6, "font.size": 10, "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 5, "font.family": "sans-serif",
+    "svg.fonttype": "none", "svg.hashsalt": "equiframe",
+}  # fmt: skip
+PERCENT = FuncFormatter(lambda v, _: f"{100 * v:.0f}")
+
+
+def _look(i: int) -> dict:
+    look = {"color": COLOURS[i % 8], "marker": MARKERS[i % 8], "linestyle": DASHES[(i // 8) % 4]}
+    return look | ({"markerfacecolor": "none"} if i >= 8 else {})  # the second eight are hollow
+
+
+def _line(i: int) -> dict:
+    return {"color": COLOURS[i % 8], "linestyle": DASHES[(i // 2) % 4]}
+
+
+def _legend(figure: Figure, axes, num: int) -> None:
+    """One legend above everything, as many columns as fit."""
+    handles, labels = axes.get_legend_handles_labels()
+    if num > 1:
+        figure.legend(handles, labels, loc="outside upper left", ncols=min(num, 4), fontsize=9)
+
+
+def groups_figure(groups: Sequence[Group]) -> Figure | None:
+    """Accuracy by group of classes: a dot per method with its sd over seeds."""
+    keys = [
+        k
+        for k in ("top1", "macro", "many", "medium", "few", "head", "middle", "tail", "worst")
+        if groups[0].mean(k) is not None
+    ]
+    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.26 * len(keys) * max(1, len(groups) ** 0.7)), layout="constrained")
+    step = 0.72 / max(len(groups), 1)
+    for i, group in enumerate(groups):
+        at = np.arange(len(keys)) + (i - (len(groups) - 1) / 2) * step
+        means = [group.mean(k) if group.mean(k) is not None else np.nan for k in keys]
+        errors = [group.sd(k) or 0 for k in keys]
+        look = _look(i) | {"linestyle": "none"}
+        axes.errorbar(means, at, xerr=errors, label=group.name, elinewidth=1.4, capsize=2, **look)
+    axes.set(yticks=range(len(keys)), yticklabels=keys, xlabel="accuracy, %", ylim=(len(keys) - 0.4, -0.6))
+    axes.set_xlim(left=max(0, axes.get_xlim()[0]), right=min(1.02, max(axes.get_xlim()[1], 0.1)))
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.grid(axis="y", visible=False)
+    for edge in np.arange(0.5, len(keys) - 0.5):
+        axes.axhline(edge, color=FAINT, linewidth=0.5, alpha=0.5)
+    _legend(figure, axes, len(groups))
+    return figure
+
+
+def classes_figure(groups: Sequence[Group]) -> Figure | None:
+    """Accuracy of each class, most training images first; beneath, how many there are."""
+    classes = groups[0].runs[0].classes
+    num = len(classes)
+    figure, (top, bottom) = plt.subplots(
+        2, 1, figsize=(8, 4.4), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [3, 1]}
+    )
+    window = max(1, num // 25)
+    for i, group in enumerate(groups):
+        accuracy = np.array([np.nan if a is None else a for a in group.class_accuracy()])
+        if num <= 30:
+            top.plot(range(num), accuracy, label=group.name, **_look(i))
+        else:  # a running mean over neighbours in count; the points behind it
+            kernel = np.ones(window)
+            known = ~np.isnan(accuracy)
+            smooth = np.convolve(np.nan_to_num(accuracy), kernel, "same") / np.maximum(
+                np.convolve(known, kernel, "same"), 1
+            )
+            if num <= 300:
+                top.plot(range(num), accuracy, ".", color=COLOURS[i % 8], alpha=0.25, markersize=3)
+            top.plot(range(num), smooth, label=group.name, **_line(i))
+    top.set(ylabel="accuracy, %" + (f" (mean of {window})" if num > 30 else ""), ylim=(-0.03, 1.03))
+    top.yaxis.set_major_formatter(PERCENT)
+    counts = [c["num_train"] for c in classes]
+    bottom.bar(range(num), counts, color=FAINT, width=0.8 if num <= 100 else 1.0)
+    bottom.set(yscale="log", ylabel="training\nimages")
+    bottom.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+    if num <= 30:
+        labels = [c["name"] if len(c["name"]) <= 14 else c["name"][:13] + "…" for c in classes]
+        long = max(map(len, labels)) * num > 90
+        bottom.set_xticks(range(num), labels, rotation=40 if long else 0, ha="right" if long else "center")
+    else:
+        bottom.set_xlabel(f"{num} classes, most training images first")
+    bottom.grid(axis="x", visible=False)
+    _legend(figure, top, len(groups))
+    return figure
+
+
+def reliability_figure(groups: Sequence[Group]) -> Figure | None:
+    """Reliability diagram: accuracy against confidence of the predicted class, pooled over the seeds."""
+    drawn = [g for g in groups if any(r.details.get("reliability") for r in g.runs)]
+    if not drawn:
+        return None
+    figure, axes = plt.subplots(figsize=(4.6, 4.6 + 0.2 * (len(drawn) // 2)), layout="constrained")
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=1)
+    for i, group in enumerate(groups):
+        bins = [b for r in group.runs for b in r.details.get("reliability", [])]
+        if not bins:
+            continue
+        edges = np.linspace(0, 1, 16)
+        place = np.clip(np.digitize([b["confidence"] for b in bins], edges) - 1, 0, 14)
+        weight = np.bincount(place, [b["count"] for b in bins], 15)
+        with np.errstate(invalid="ignore"):
+            confidence = np.bincount(place, [b["count"] * b["confidence"] for b in bins], 15) / weight
+            accuracy = np.bincount(place, [b["count"] * b["accuracy"] for b in bins], 15) / weight
+        enough = weight >= 0.002 * weight.sum()
+        axes.plot(confidence[enough], accuracy[enough], label=group.name, **_look(i))
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence, %", ylabel="accuracy, %", aspect="equal")
+    axes.xaxis.set_major_formatter(PERCENT)
+    axes.yaxis.set_major_formatter(PERCENT)
+    axes.text(0.97, 0.03, "below the line: too confident", ha="right", fontsize=8.5, color=INK, alpha=0.8)
+    if len(drawn) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2, fontsize=8.5)
+    return figure
+
+
+CURVES = (  # history key, title, log axis
+    ("nc1", "NC1: scatter within classes", True),
+    ("nc2_angle", "NC2: mean |cos + 1/(K−1)|", False),
+    ("nc2_norm", "NC2: spread of mean lengths", False),
+    ("nc3", "NC3: means against vectors", False),
+)
+
+
+def collapse_figure(groups: Sequence[Group]) -> Figure | None:
+    """Neural-collapse measures by epoch on training images, and dashed thin on held-out ones."""
+    curves = [c for c in CURVES if any(g.curve("train_" + c[0])[0] for g in groups)]
+    if not curves:
+        return None
+    figure, axes = plt.subplots(1, len(curves), figsize=(2.6 * len(curves), 2.9), layout="constrained")
+    for (key, title, log), ax in zip(curves, np.atleast_1d(axes), strict=True):
+        for i, group in enumerate(groups):
+            epochs, values = group.curve("train_" + key)
+            mark = "o" if len(epochs) == 1 else None
+            ax.plot(epochs, values, label=group.name, marker=mark, **_line(i))
+        ax.set(xlabel="epoch", yscale="log" if log else "linear")
+        ax.set_title(title, fontsize=8.5)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if not log:
+            ax.set_ylim(bottom=0)
+    _legend(figure, np.atleast_1d(axes)[0], len(groups))
+    return figure
+
+
+def cosines_figure(groups: Sequence[Group]) -> Figure | None:
+    """Cosines between class means, and between class vectors, most training images first, first seed of each method."""
+    drawn = [g for g in groups if g.runs[0].details.get("cosines")][:12]
+    if not drawn:
+        return None
+    figure, axes = plt.subplots(
+        2, len(drawn), figsize=(max(4.2, 1.9 * len(drawn) + 0.9), 4.3), layout="constrained", squeeze=False
+    )
+    image = None
+    for column, group in enumerate(drawn):
+        for row, (key, label) in enumerate((("means", "class means"), ("vectors", "class vectors"))):
+            ax = axes[row, column]
+            matrix = np.array(group.runs[0].details["cosines"][key])
+            image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.grid(visible=False)
+            if row == 0:
+                name = group.name if len(group.name) <= 18 else group.name[:17] + "…"
+                ax.set_title(name, fontsize=9)
+            if column == 0:
+                ax.set_ylabel(label)
+    figure.colorbar(image, ax=axes, shrink=0.7, label="cosine", ticks=[-1, -0.5, 0, 0.5, 1])
+    return figure
+
+
+def training_figure(groups: Sequence[Group]) -> Figure | None:
+    """Loss, validation accuracy, learning rate and speed by epoch."""
+    panels = [
+        ("loss", "training loss", None),
+        ("val_macro", "validation macro accuracy, %", PERCENT),
+        ("lr", "learning rate", None),
+        ("images_per_second", "images a second", None),
+    ]
+    panels = [p for p in panels if any(g.curve(p[0])[0] for g in groups)]
+    if not panels:
+        return None
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.9), layout="constrained")
+    for (key, title, formatter), ax in zip(panels, np.atleast_1d(axes), strict=True):
+        for i, group in enumerate(groups):
+            epochs, values = group.curve(key)
+            ax.plot(epochs, values, label=group.name, marker="o" if len(epochs) == 1 else None, **_line(i))
+        ax.set_title(title, fontsize=8.5)
+        ax.set_xlabel("epoch")
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        if formatter:
+            ax.yaxis.set_major_formatter(formatter)
+        if key == "images_per_second":
+            ax.set_ylim(bottom=0)
+    _legend(figure, np.atleast_1d(axes)[0], len(groups))
+    return figure
+
+
+FIGURES: dict[str, Callable[[Sequence[Group]], Figure | None]] = {
+    "groups": groups_figure,
+    "classes": classes_figure,
+    "reliability": reliability_figure,
+    "collapse": collapse_figure,
+    "cosines": cosines_figure,
+    "training": training_figure,
+}
+
+
+def draw(name: str, groups: Sequence[Group]) -> Figure | None:
+    """A figure by name, in the house style. The caller closes it."""
+    with plt.rc_context(STYLE):
+        return FIGURES[name](groups)
+
+
+def frame_figure(frame: Frame, *, at_most: int = 400) -> Figure:
+    """A frame: its vectors as arrows in the ball for D = 3, else the matrix of their cosines."""
+    vectors = frame.dense().double().numpy()
+    title = f"{frame.geometry}: {frame.num_classes} vectors in R^{frame.dim}, largest cosine {frame.coherence:.4g}"
+    with plt.rc_context(STYLE):
+        if frame.dim == 3:
+            figure = plt.figure(figsize=(5.2, 5.4), layout="constrained")
+            axes = figure.add_subplot(projection="3d")
+            theta, phi = np.meshgrid(np.linspace(0, np.pi, 13), np.linspace(0, 2 * np.pi, 25))
+            ball = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)
+            axes.plot_wireframe(*ball, color=FAINT, linewidth=0.4, alpha=0.5)
+            for k, v in enumerate(vectors):
+                axes.quiver(0, 0, 0, *v, color=COLOURS[k % 8], linewidth=2, arrow_length_ratio=0.12)
+                axes.text(*(1.12 * v), str(k), ha="center", va="center")
+            axes.set_box_aspect((1, 1, 1))
+            axes.set_axis_off()
+        else:
+            figure, axes = plt.subplots(figsize=(5.4, 4.8), layout="constrained")
+            shown = vectors[:at_most]
+            image = axes.imshow(shown @ shown.T, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+            axes.grid(visible=False)
+            axes.set(xlabel="class" + (f" (first {at_most})" if len(vectors) > at_most else ""), ylabel="class")
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+            figure.colorbar(image, ax=axes, shrink=0.8, label="cosine", ticks=[-1, -0.5, 0, 0.5, 1])
+        figure.suptitle(title, fontsize=9.5)
+    return figure

@@ -1,0 +1,180 @@
+"""The page: figures as inline SVG in a Jinja template; nothing is fetched, everything is escaped."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+from equiframe.compare import COLUMNS
+from equiframe.errors import InputError
+from equiframe.report.runs import Group, RunData, group_runs
+from equiframe.runs import atomic_write
+from equiframe.summaries import Summary, paired_difference
+
+FORMATS = ("png", "svg", "pdf")
+
+
+def _svg(name: str, groups: Sequence[Group]) -> str | None:
+    """A figure as inline SVG whose ink follows the page's colours."""
+    import matplotlib.pyplot as plt
+
+    from equiframe.report.figures import FAINT, INK, STYLE, draw
+
+    figure = draw(name, groups)
+    if figure is None:
+        return None
+    file = io.StringIO()
+    with plt.rc_context(STYLE):
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    plt.close(figure)
+    svg = file.getvalue()
+    svg = svg[svg.index("<svg") :].replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    # ids are made unique: several figures share one page
+    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    return re.sub(
+        r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"', r'<svg \1style="max-width:\g<2>pt"', svg, count=1
+    )
+
+
+def _rows(groups: Sequence[Group]) -> list[dict]:
+    best = groups[0]
+    rows = []
+    for group in groups:
+        cells = [Summary.of([r.metrics.get(c) for r in group.runs]).percent() for c in COLUMNS]
+        difference = None
+        if group is not best:
+            difference = paired_difference(_by_seed(best, "macro"), _by_seed(group, "macro"))
+        rows.append({"name": group.name, "n": len(group.runs), "cells": cells, "difference": difference})
+    return rows
+
+
+def _by_seed(group: Group, key: str) -> dict[int, float]:
+    return {r.recipe.seed: r.metrics[key] for r in group.runs if r.metrics.get(key) is not None}
+
+
+def _verdict(groups: Sequence[Group]) -> str:
+    """The first question, answered in a sentence or two."""
+    best = groups[0]
+    macro = f"{100 * best.mean('macro'):.1f}\u00a0%"
+    if len(groups) == 1:
+        return f"{best.name} reaches {macro} macro accuracy (the mean over classes) and {100 * best.mean('top1'):.1f} % over all images."
+    second = groups[1]
+    found = paired_difference(_by_seed(best, "macro"), _by_seed(second, "macro"))
+    text = f"{best.name} has the highest macro accuracy (the mean over classes), {macro}"
+    if found is None or found.low is None:
+        return f"{text}, ahead of {second.name} with {100 * second.mean('macro'):.1f} %. One shared seed does not tell whether that is chance."
+    interval = (
+        f"{_signed(found.mean)} points over {second.name}, 95\u00a0% interval {_signed(found.low)} to "
+        f"{_signed(found.high)} over {found.n} seeds"
+    )
+    if found.low > 0:
+        return f"{text}: {interval}. The interval lies above zero."
+    return f"{text}: {interval}. The interval includes zero: these seeds do not separate the two."
+
+
+def _signed(share: float) -> str:
+    """A difference in percentage points, with a real minus sign."""
+    return f"{100 * share:+.1f}".replace("-", "\u2212")
+
+
+def _collapse_rows(groups: Sequence[Group]) -> list[tuple[str, str, list[str]]]:
+    names = {
+        "nc1": ("NC1", "scatter within classes against between them"),
+        "nc2_angle": ("NC2 angle", "mean distance of cosines from −1/(K−1)"),
+        "nc2_norm": ("NC2 length", "relative spread of class-mean lengths"),
+        "nc3": ("NC3", "class means against class vectors"),
+        "nc4": ("NC4", "agreement with the nearest class mean, test images"),
+        "few_angle_means": ("tail angle, means", "degrees between class means of the third with fewest images"),
+        "few_angle_vectors": ("tail angle, vectors", "the same between class vectors"),
+    }
+    rows = []
+    for key, (label, meaning) in names.items():
+        values = [g.mean(key) for g in groups]
+        if any(v is not None for v in values):
+            rows.append(
+                (
+                    label,
+                    meaning,
+                    [
+                        "–" if v is None else f"{v:.1f}°" if "angle_" in key and key.startswith("few") else f"{v:.3g}"
+                        for v in values
+                    ],
+                )
+            )
+    return rows
+
+
+def _settings(run: RunData) -> list[tuple[str, str]]:
+    return [(k, str(v)) for k, v in run.recipe.to_dict().items() if v is not None and v != ""]
+
+
+def write_report(runs: Sequence[RunData], path: str | Path) -> Path:
+    """Write one self-contained HTML page about the runs.
+
+    Raises:
+        InputError: if the runs have different classes, or the file cannot be written.
+    """
+    import jinja2
+
+    groups = group_runs(runs)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("equiframe.report", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    from markupsafe import Markup
+
+    figures = {name: (Markup(svg) if (svg := _svg(name, groups)) else None) for name in
+               ("groups", "classes", "reliability", "collapse", "cosines", "training")}  # fmt: skip
+    first = runs[0]
+    environment.filters["signed"] = _signed
+    title = Path(first.recipe.data).name + (
+        f", imbalance ratio {first.recipe.imbalance:g}" if first.recipe.imbalance else ""
+    )
+    html = environment.get_template("page.html.j2").render(
+        title=title,
+        verdict=_verdict(groups),
+        columns=COLUMNS,
+        rows=_rows(groups),
+        groups=groups,
+        figures=figures,
+        classes=groups[0].runs[0].classes,
+        class_accuracy=[[("–" if a is None else f"{100 * a:.1f}") for a in g.class_accuracy()] for g in groups],
+        collapse=_collapse_rows(groups),
+        runs=runs,
+        settings=_settings,
+        wrong=groups[0].runs[0].details.get("wrong", []),
+        wrong_of=f"{groups[0].name}, seed {groups[0].runs[0].recipe.seed}",
+        made=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"no such folder: {path.parent}")
+    atomic_write(path, html)
+    return path
+
+
+def write_figures(runs: Sequence[RunData], folder: str | Path, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Write each figure as PNG, SVG and PDF, on white."""
+    import matplotlib.pyplot as plt
+
+    from equiframe.report.figures import FIGURES, STYLE, draw
+
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot create {folder}: {error.strerror}") from error
+    groups = group_runs(runs)
+    written = []
+    for name in FIGURES:
+        figure = draw(name, groups)
+        if figure is None:
+            continue
+        for kind in formats:
+            with plt.rc_context(STYLE):
+                figure.savefig(folder / f"{name}.{kind}", dpi=200, facecolor="white")
+            written.append(folder / f"{name}.{kind}")
+        plt.close(figure)
+    return written

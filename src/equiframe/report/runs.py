@@ -1,0 +1,130 @@
+"""What the report knows of the runs: read once from their folders, grouped by method."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from equiframe.errors import InputError
+from equiframe.recipe import Recipe
+from equiframe.runs import RunFolder
+
+
+@dataclass
+class RunData:
+    """One finished run."""
+
+    path: Path
+    recipe: Recipe
+    metrics: dict
+    history: list[dict]
+    details: dict
+    environment: dict
+    split_hash: str
+
+    @property
+    def classes(self) -> list[dict]:
+        """Class records, most training images first."""
+        return sorted(self.metrics["classes"], key=lambda c: -c["num_train"])
+
+
+@dataclass
+class Group:
+    """The runs of one method (one setting), over seeds."""
+
+    name: str
+    runs: list[RunData]
+
+    def values(self, key: str) -> list[float]:
+        return [r.metrics[key] for r in self.runs if r.metrics.get(key) is not None]
+
+    def mean(self, key: str) -> float | None:
+        values = self.values(key)
+        return statistics.fmean(values) if values else None
+
+    def sd(self, key: str) -> float | None:
+        values = self.values(key)
+        return statistics.stdev(values) if len(values) > 1 else None
+
+    def class_accuracy(self) -> list[float | None]:
+        """Mean accuracy of each class over the runs, most training images first."""
+        columns = zip(*([c["accuracy"] for c in r.classes] for r in self.runs), strict=True)
+        return [None if any(v is None for v in column) else statistics.fmean(column) for column in columns]
+
+    def curve(self, key: str) -> tuple[list[int], list[float]]:
+        """Epochs and the mean over the runs of a history key."""
+        by_epoch: dict[int, list[float]] = {}
+        for run in self.runs:
+            for record in run.history:
+                if record.get(key) is not None:
+                    by_epoch.setdefault(record["epoch"] + 1, []).append(record[key])
+        return sorted(by_epoch), [statistics.fmean(by_epoch[e]) for e in sorted(by_epoch)]
+
+
+def find_runs(paths: Sequence[str | Path]) -> list[RunData]:
+    """All finished runs named or inside the named folders (a comparison's, say).
+
+    Raises:
+        InputError: if a path holds none, or a run is damaged.
+    """
+    found: dict[Path, RunData] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"no such run folder: {path}")
+        metrics = [path / "metrics.json"] if (path / "metrics.json").is_file() else sorted(path.rglob("metrics.json"))
+        if not metrics:
+            raise InputError(f"no finished run in {path} (a run is finished when it has metrics.json)")
+        for file in metrics:
+            found[file.parent.resolve()] = _read(RunFolder(file.parent))
+    return list(found.values())
+
+
+def _read(folder: RunFolder) -> RunData:
+    metrics = folder.read_json("metrics.json")
+    details = folder.read_json("details.json") if (folder.path / "details.json").is_file() else {}
+    return RunData(
+        folder.path, folder.recipe(), metrics, folder.history(), details,
+        folder.read_json("environment.json"), folder.read_json("split.json")["hash"],
+    )  # fmt: skip
+
+
+def group_runs(runs: Sequence[RunData]) -> list[Group]:
+    """Groups by method, best macro accuracy first. Runs of one method that differ in more than the seed are kept apart.
+
+    Raises:
+        InputError: if the runs do not share their classes: they cannot be drawn into one picture.
+    """
+    names = [c["name"] for c in runs[0].metrics["classes"]]
+    for run in runs:
+        if [c["name"] for c in run.metrics["classes"]] != names:
+            raise InputError(f"{run.path} has other classes than {runs[0].path}; report them separately")
+    shared = _common_fields(runs)
+    groups: dict[str, list[RunData]] = {}
+    for run in runs:
+        own = [
+            f"{k} {v}" for k, v in run.recipe.to_dict().items() if k not in shared and k not in _NAMED and v is not None
+        ]
+        same_method = {r.recipe.method for r in runs} == {run.recipe.method}
+        label = run.recipe.method + (f" ({', '.join(own)})" if own and (same_method or _ambiguous(runs, run)) else "")
+        groups.setdefault(label, []).append(run)
+    ordered = [Group(name, sorted(members, key=lambda r: r.recipe.seed)) for name, members in groups.items()]
+    return sorted(ordered, key=lambda g: -(g.mean("macro") or 0))
+
+
+_NAMED = ("method", "seed", "workers")
+
+
+def _common_fields(runs: Sequence[RunData]) -> set[str]:
+    dicts = [r.recipe.to_dict() for r in runs]
+    return {k for k in dicts[0] if all(d[k] == dicts[0][k] for d in dicts)}
+
+
+def _ambiguous(runs: Sequence[RunData], run: RunData) -> bool:
+    """Whether another run of the same method has other settings."""
+
+    def settings(r: RunData) -> dict:
+        return {k: v for k, v in r.recipe.to_dict().items() if k not in _NAMED}
+
+    return any(r.recipe.method == run.recipe.method and settings(r) != settings(run) for r in runs)
