@@ -166,11 +166,20 @@ def make_backbone(
     config = timm.get_pretrained_cfg(timm_name)
     options = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
     try:
-        return timm.create_model(timm_name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options)
+        model = timm.create_model(timm_name, pretrained=pretrained, num_classes=0, in_chans=in_channels, **options)
     except (RuntimeError, OSError) as error:
         if pretrained:
             raise InputError(f"the pretrained weights of {name!r} could not be loaded: {error}") from error
         raise
+    try:  # timm's own num_features is not always the width of the output (mobilenetv3)
+        with torch.no_grad():
+            output = model.eval()(torch.zeros(1, in_channels, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise InputError(f"backbone {name!r} cannot take images of {image_size}x{image_size}: {error}") from error
+    if output.ndim != 2:
+        raise InputError(f"backbone {name!r} does not give one feature vector an image")
+    model.num_features = output.shape[1]
+    return model.train()
 
 
 def unknown_backbone(name: str) -> InputError:

@@ -37,6 +37,13 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> typing.NoReturn:
         raise InputError(f"{message} (see: {self.prog} --help)")
 
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise unknown("command" if action.dest == "verb" else action.dest, value, action.choices)
+
+    def flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings]
+
 
 def _recipe_flags(parser: argparse.ArgumentParser) -> None:
     """A flag for every field of the recipe; flags that are not given leave no trace."""
@@ -49,7 +56,11 @@ def _recipe_flags(parser: argparse.ArgumentParser) -> None:
         if f.name == "data":
             continue
         default = "" if f.default is None or f.default is False else f" [{f.default}]"
-        options: dict = {"dest": f.name, "default": argparse.SUPPRESS, "help": (f.metadata["help"] + default).replace("%", "%%")}
+        options: dict = {
+            "dest": f.name,
+            "default": argparse.SUPPRESS,
+            "help": (f.metadata["help"] + default).replace("%", "%%"),
+        }
         kinds = typing.get_args(hints[f.name]) or (hints[f.name],)
         if f.name == "class_counts":
             options |= {"type": _whole_numbers, "metavar": "N,N,…"}
@@ -83,7 +94,7 @@ def _parser() -> _Parser:
 
     def verb(name: str, function: Callable, summary: str, *, recipe: bool = False) -> _Parser:
         sub = verbs.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        sub.set_defaults(function=function)
+        sub.set_defaults(function=function, parser=sub)
         if recipe:
             sub.add_argument("data", metavar="DATA", nargs="?", help=data_help)
             sub.add_argument("--config", metavar="FILE", help="recipe in YAML; flags override it")
@@ -123,6 +134,8 @@ def _parser() -> _Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
+    if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character is no reason to lose a result
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         arguments, rest = parser.parse_known_args(argv)
         if arguments.version:
@@ -145,21 +158,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except PermissionError as error:
+        print(f"equiframe: no permission: {error.filename}", file=sys.stderr)
+        return 2
 
 
 def _refuse(word: str, arguments: argparse.Namespace) -> typing.NoReturn:
     if not word.startswith("-"):
         raise InputError(f"unexpected argument {word!r} (see: equiframe {arguments.verb} --help)")
     name = word.split("=")[0]
-    flags = [
-        *("--" + f.replace("_", "-") for f in FIELD_NAMES),
-        "--methods",
-        "--seeds",
-        "--out",
-        "--config",
-        "--resume",
-    ]
-    near = difflib.get_close_matches(name, flags, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name, arguments.parser.flags(), n=1, cutoff=0.5)
     raise InputError(f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "") +
                      f" (see: equiframe {arguments.verb} --help)")  # fmt: skip
 
@@ -310,18 +318,23 @@ def _predict(arguments: argparse.Namespace) -> int:
     from equiframe.predict import as_csv, find_images, predict
     from equiframe.runs import atomic_write
 
+    target = Path(arguments.out) if arguments.out else None
+    if target is not None and not target.parent.is_dir():
+        raise InputError(f"no such folder: {target.parent}")
     model, card = load_classifier(arguments.run)
     images = find_images(arguments.images)
-    text = as_csv(images, predict(model, card, images, top=arguments.top, device=arguments.device))
-    if arguments.out:
-        target = Path(arguments.out)
-        if not target.parent.is_dir():
-            raise InputError(f"no such folder: {target.parent}")
-        atomic_write(target, text)
+    ranked = list(predict(model, card, images, top=arguments.top, device=arguments.device))
+    if target is not None:
+        atomic_write(target, as_csv(images, ranked))
         if not arguments.quiet:
             print(f"{len(images):,} predictions in {target}", file=sys.stderr)
-    else:
-        print(text, end="")
+    if arguments.json:
+        print(json.dumps([
+            {"image": str(image), "classes": [{"class": name, "probability": p} for name, p in row]}
+            for image, row in zip(images, ranked, strict=True)
+        ]))  # fmt: skip
+    elif target is None:
+        print(as_csv(images, ranked), end="")
     return 0
 
 

@@ -3,42 +3,18 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from equiframe.data.prepare import DATA_FIELDS, PreparedData, prepare_data
 from equiframe.errors import InputError
-from equiframe.method import METHOD_FIELDS, resolve_method
+from equiframe.method import METHOD_FIELDS, METHODS, resolve_method
 from equiframe.recipe import Recipe
-from equiframe.runs import RunFolder, atomic_write, settings_that_differ
+from equiframe.runs import MACHINE_FIELDS, RunFolder, atomic_write
+from equiframe.summaries import Summary
 from equiframe.train import train
 
 COLUMNS = ("top1", "macro", "many", "medium", "few", "worst", "ece")
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean and sample standard deviation of a measure over n seeds; None where the measure does not exist."""
-
-    mean: float | None
-    sd: float | None
-    n: int
-
-    @staticmethod
-    def of(values: Sequence[float | None]) -> Summary:
-        known = [v for v in values if v is not None and not math.isnan(v)]
-        if not known:
-            return Summary(None, None, 0)
-        return Summary(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
-
-    def percent(self) -> str:
-        """``71.3 ± 0.4``, in percent; a dash where there is nothing."""
-        if self.mean is None:
-            return "–"
-        return f"{100 * self.mean:.1f}" + (f" ± {100 * self.sd:.1f}" if self.sd is not None else "")
 
 
 def compare(
@@ -72,35 +48,35 @@ def compare(
     for method in methods:
         resolve_method(method, overrides)
     out = Path(out)
-    cells = [(method, seed, out / method / f"seed-{seed}") for seed in seeds for method in methods]
-    _check_cells(recipe, cells)
+    cells = [(recipe.with_(method=m, seed=s), out / m / f"seed-{s}") for s in seeds for m in methods]
+    _check_folder(out)
+    for cell, path in cells:
+        RunFolder(path).check(cell, resume=(path / "recipe.yaml").is_file())
 
     data: PreparedData | None = None
-    settled: Recipe = recipe
+    machine: dict[str, object] = {}
     results: dict[str, dict[int, dict]] = {method: {} for method in methods}
-    for number, (method, seed, path) in enumerate(cells, 1):
+    for number, (cell, path) in enumerate(cells, 1):
         folder = RunFolder(path)
         if not folder.finished:
             data = data or prepare_data(recipe, say)
-            on_cell(method, seed, number, len(cells))
-            train(
-                settled.with_(method=method, seed=seed), path, resume=(path / "recipe.yaml").is_file(), data=data,
-                say=say, progress=progress,
-            )  # fmt: skip
+            on_cell(cell.method, cell.seed, number, len(cells))
+            resume = (path / "recipe.yaml").is_file()
+            train(cell.with_(**machine), path, resume=resume, data=data, say=say, progress=progress)
         # the first cell's choice of numerics holds for all, so that methods differ in nothing else
-        first = folder.recipe()
-        settled = settled.with_(precision=first.precision, memory_format=first.memory_format, device=first.device)
-        results[method][seed] = folder.read_json("metrics.json")
+        machine = machine or {name: getattr(folder.recipe(), name) for name in MACHINE_FIELDS}
+        results[cell.method][cell.seed] = folder.read_json("metrics.json")
         _write(out, recipe, results)
     return _write(out, recipe, results)
 
 
-def _check_cells(recipe: Recipe, cells: list[tuple[str, int, Path]]) -> None:
-    for method, seed, path in cells:
-        if (path / "recipe.yaml").is_file():
-            difference = settings_that_differ(RunFolder(path).recipe(), recipe.with_(method=method, seed=seed))
-            if difference:
-                raise InputError(f"{path} holds a run of another recipe ({difference}); choose another --out")
+def _check_folder(out: Path) -> None:
+    """Refuse a folder that holds something else than a comparison: its entries are named by methods."""
+    known = {"comparison.json", "comparison.md", "report.html", *METHODS}
+    if out.is_dir():
+        other = sorted(p.name for p in out.iterdir() if p.name not in known and not p.name.startswith("."))
+        if other:
+            raise InputError(f"output folder {out} holds other files ({other[0]}); choose another --out")
 
 
 def summarise(results: dict[str, dict[int, dict]]) -> dict[str, dict[str, Summary]]:

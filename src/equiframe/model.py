@@ -50,7 +50,7 @@ class ModelCard:
         return json.dumps(self.__dict__, indent=1)
 
     @staticmethod
-    def from_json(text: str, name: str) -> ModelCard:
+    def from_json(text: str | bytes, name: str) -> ModelCard:
         try:
             content = json.loads(text)
             card = ModelCard(**content)
@@ -83,12 +83,15 @@ def load_classifier(run: str | Path, device: torch.device | str = "cpu") -> tupl
         if not path.is_file():
             kind = "has not finished training" if (run / "recipe.yaml").is_file() else "is not a run folder"
             raise InputError(f"{run} {kind}: {path.name} is missing")
-    card = ModelCard.from_json(description.read_text(), str(description))
-    model = build_classifier(card)
+    card = ModelCard.from_json(description.read_bytes(), str(description))
+    try:
+        model = build_classifier(card)
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{description} is damaged: {error!r}") from error
     try:
         model.load_state_dict(load_file(weights))
     except (SafetensorError, RuntimeError) as error:
-        raise InputError(f"{weights} does not fit {description}: {str(error).splitlines()[0]}") from error
+        raise InputError(f"{weights} is damaged or does not fit {description}: {error}") from error
     return model.to(device).eval(), card
 
 

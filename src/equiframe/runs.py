@@ -6,11 +6,13 @@ line an epoch), ``checkpoints/last.pt``, ``model.safetensors`` + ``model.json``,
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -18,29 +20,32 @@ import torch
 from equiframe.errors import InputError
 from equiframe.recipe import Recipe, dump_recipe, load_recipe
 
-_FILES = ("recipe.yaml", "environment.json", "split.json", "history.jsonl", "model.json", "metrics.json")
-
 
 def atomic_write(path: Path, content: bytes | str) -> None:
     """Replace a file in one step: readers see the old content or the new, also after a crash."""
     if isinstance(content, str):
-        content = content.encode()
+        content = content.encode(errors="surrogateescape")  # file names may hold bytes that are not UTF-8
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    if hasattr(os, "O_DIRECTORY"):
-        folder = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    if hasattr(os, "O_DIRECTORY"):  # the new name, too, is on the disk; some file systems cannot promise it
+        with contextlib.suppress(OSError):
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
 
 
 class RunFolder:
@@ -48,47 +53,82 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._made: list[Path] = []  # folders that `begin` created, innermost first
 
     def __str__(self) -> str:
         return str(self.path)
 
     # --- claiming a folder --------------------------------------------------------------------------------------------
 
-    def prepare(self, recipe: Recipe, *, resume: bool) -> bool:
-        """Claim the folder for a recipe. Returns whether there is something to continue.
+    def check(self, recipe: Recipe, *, resume: bool) -> Recipe | None:
+        """Whether a run of this recipe may begin or continue here; nothing is written yet.
+
+        Returns:
+            the recipe of the run to continue (its ``auto`` fields settled), or None for a new run.
 
         Raises:
-            InputError: if it holds another run, other files, or cannot be written.
+            InputError: if the folder holds another run or other files, or cannot be written.
         """
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"output {self.path} is a file")
+        earlier = None
         if (self.path / "recipe.yaml").is_file():
-            earlier = self.recipe()
             if not resume:
                 raise InputError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
-            difference = settings_that_differ(earlier, recipe)
-            if difference:
-                raise InputError(f"{self.path} holds a run of another recipe ({difference}); choose another --out")
-            self._check_writable()
-            return True
-        if self.path.is_dir() and any(p for p in self.path.iterdir() if not p.name.startswith(".")):
-            raise InputError(f"output folder {self.path} is not empty and not a run; choose another --out")
-        if resume:
+            earlier = self.agree(recipe)
+        elif resume:
             raise InputError(f"nothing to resume: {self.path} holds no run")
-        try:
-            (self.path / "checkpoints").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot create {self.path}: {error.strerror}") from error
-        self._check_writable()
-        return False
+        elif self.path.is_dir() and any(p for p in self.path.iterdir() if not p.name.startswith(".")):
+            raise InputError(f"output folder {self.path} is not empty and not a run; choose another --out")
+        there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not there.is_dir():
+            raise InputError(f"cannot create {self.path}: {there} is a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise InputError(f"no permission to write in {there}")
+        return earlier
 
-    def _check_writable(self) -> None:
-        if not os.access(self.path, os.W_OK | os.X_OK):
-            raise InputError(f"no permission to write in {self.path}")
+    def agree(self, recipe: Recipe) -> Recipe:
+        """The recipe of this run; an error if it is not what is asked."""
+        earlier = self.recipe()
+        with_file = (self.path / "environment.json").is_file()
+        left_open = self.read_json("environment.json").get("left_open", ()) if with_file else ()
+        difference = settings_that_differ(earlier, recipe, left_open)
+        if difference:
+            raise InputError(f"{self.path} holds a run of another recipe ({difference}); choose another --out")
+        return earlier
+
+    def check_split(self, split: dict) -> None:
+        """An error if the run began with other images than these."""
+        if (self.path / "split.json").is_file():
+            earlier = self.read_json("split.json")
+            if any(earlier.get(key) != split[key] for key in ("fingerprint", "hash")):
+                raise InputError(f"the data changed since {self.path} began; choose another --out")
+
+    def begin(self, asked: Recipe, settled: Recipe, split: dict, environment: dict) -> None:
+        """Make the folder and write what is known before training. Killed at any point, it can be resumed: the recipe
+        as asked comes first, and is replaced once the record of what was settled is there."""
+        self._made = [p for p in (self.path, *self.path.absolute().parents) if not p.exists()]
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.write_recipe(asked)
             (self.path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"cannot create {self.path / 'checkpoints'}: {error.strerror}") from error
+            raise InputError(f"cannot create {self.path}: {error.strerror}") from error
+        self.write_json("split.json", split)
+        before, after = asked.to_dict(), settled.to_dict()
+        left_open = [name for name in after if before[name] != after[name]]
+        self.write_json("environment.json", environment | {"left_open": left_open})
+        self.write_recipe(settled)
+
+    def discard(self) -> None:
+        """Take back `begin` if nothing was trained since: a run that failed at once leaves no folder behind."""
+        if (self.path / "checkpoints" / "last.pt").exists():
+            return
+        for name in ("environment.json", "split.json", "history.jsonl", "recipe.yaml"):
+            (self.path / name).unlink(missing_ok=True)
+        for made in (self.path / "checkpoints", *self._made):
+            with contextlib.suppress(OSError):  # not empty: somebody else's
+                made.rmdir()
 
     # --- writing ------------------------------------------------------------------------------------------------------
 
@@ -103,7 +143,7 @@ class RunFolder:
 
     def append_history(self, record: dict) -> None:
         try:
-            with open(self.path / "history.jsonl", "a") as file:
+            with open(self.path / "history.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -122,17 +162,20 @@ class RunFolder:
 
     def read_json(self, name: str) -> dict:
         try:
-            return json.loads((self.path / name).read_text())
+            content = json.loads((self.path / name).read_bytes())
         except FileNotFoundError as error:
             raise InputError(f"{self.path} has no {name}: not a finished run") from error
         except ValueError as error:
             raise InputError(f"{self.path / name} is damaged: {error}") from error
+        if not isinstance(content, dict):
+            raise InputError(f"{self.path / name} is damaged: not a record")
+        return content
 
     def history(self) -> list[dict]:
         """The epochs so far. A last line that a crash cut short is left out."""
         path = self.path / "history.jsonl"
         records = []
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
             try:
                 records.append(json.loads(line))
             except ValueError:
@@ -151,32 +194,45 @@ class RunFolder:
         try:
             return torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:
-            raise InputError(f"checkpoint {path} cannot be read: {str(error).splitlines()[0]}") from error
+            raise InputError(
+                f"checkpoint {path} cannot be read: {(str(error) or repr(error)).splitlines()[0]}"
+            ) from error
 
     @property
     def finished(self) -> bool:
         return (self.path / "metrics.json").is_file()
 
 
-_SETTLED = ("backbone", "image_size", "data_mode", "augmentation", "device", "precision", "memory_format")
+_IRRELEVANT = ("workers", "data_root", "download")  # fields that do not decide the result
+MACHINE_FIELDS = ("device", "precision", "memory_format")
 
 
-def settings_that_differ(earlier: Recipe, asked: Recipe) -> str:
-    """Fields in which two recipes differ, as text; a field that was asked as auto agrees with whatever it became."""
-    from equiframe.method import METHOD_FIELDS
+def settings_that_differ(earlier: Recipe, asked: Recipe, left_open: Sequence[str] = ()) -> str:
+    """Fields in which a run's recipe and an asked one differ, as text; empty if they mean the same run.
 
-    differing = []
-    for name, old in earlier.to_dict().items():
-        new = asked.to_dict()[name]
-        automatic = new is None if name in METHOD_FIELDS or name == "image_size" else new == "auto"
-        if (
-            name in ("workers", "data_root", "download")
-            or old == new
-            or (automatic and name in (*_SETTLED, *METHOD_FIELDS))
-        ):
-            continue
-        differing.append(f"{name} was {old!r}, now {new!r}")
-    return "; ".join(differing)
+    Args:
+        left_open: fields that the run, too, had left to the method, the data or the machine; where they are left open
+            again, they agree. What is left to the machine agrees with whatever was chosen.
+    """
+    from equiframe.method import METHOD_FIELDS, resolve_method
+
+    def whole(recipe: Recipe) -> dict[str, object]:
+        overrides = {name: getattr(recipe, name) for name in METHOD_FIELDS}
+        return recipe.to_dict() | resolve_method(recipe.method, overrides)
+
+    def same(name: str, one: object, two: object) -> bool:
+        if name in ("data", "split") and None not in (one, two):  # one folder, however it is called
+            one, two = (os.path.realpath(os.path.expanduser(str(path))) for path in (one, two))
+        return one == two
+
+    old, new = whole(earlier), whole(asked)
+    return "; ".join(
+        f"{name} was {old[name]!r}, now {new[name]!r}"
+        for name in old
+        if not same(name, old[name], new[name])
+        and name not in _IRRELEVANT
+        and not (new[name] in ("auto", None) and name in (*MACHINE_FIELDS, *left_open))
+    )
 
 
 def environment(device: torch.device) -> dict[str, object]:
@@ -188,7 +244,8 @@ def environment(device: torch.device) -> dict[str, object]:
     cpu = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        lines = cpuinfo.read_text(errors="replace").splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if "model name" in line]
         cpu = names[0] if names else cpu
     return {
         "equiframe": __version__,

@@ -25,7 +25,7 @@ from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, load_classifier, save_classifier
 from equiframe.numerics import Numerics, choose_numerics
 from equiframe.recipe import Recipe
-from equiframe.runs import RunFolder, environment
+from equiframe.runs import RunFolder, environment, settings_that_differ
 
 Progress = Callable[[dict], None]
 
@@ -35,11 +35,11 @@ class Interrupted(Exception):
 
 
 def learning_rate(recipe: Recipe, done: float) -> float:
-    """Learning rate after a share ``done`` in [0, 1) of the run.
+    """Learning rate after a share ``done`` in [0, 1] of the run.
 
     Linear warm-up, then ×0.1 after 80 % and ×0.01 after 90 % (the paper's 160 and 180 of 200 epochs), or a cosine to 0.
     """
-    if done < recipe.warmup:
+    if done < recipe.warmup or recipe.warmup == 1:
         return recipe.lr * done / recipe.warmup
     if recipe.schedule == "cosine":
         return recipe.lr * 0.5 * (1 + math.cos(math.pi * (done - recipe.warmup) / (1 - recipe.warmup)))
@@ -69,8 +69,8 @@ class Trainer:
         self.model.train()
         device, steps = self.numerics.device, self.loader.steps
         pending = torch.zeros((), device=device)  # losses not yet looked at: a GPU is not made to wait at each step
+        started = time.perf_counter()  # the making of batches counts, telling and saving do not
         for images, targets in self.loader.epoch(self.epoch, self.step):
-            started = time.perf_counter()
             lr = learning_rate(self.recipe, (self.epoch + (self.step + 1) / steps) / self.recipe.epochs)
             pending += self.train_step(images, targets, lr)
             self.step += 1
@@ -81,8 +81,11 @@ class Trainer:
             if self.step % 10 == 0:
                 progress({"epoch": self.epoch, "step": self.step, "steps": steps, "loss": self.loss_sum / self.step})
             if stop_requested() and self.step < steps:
-                self.loss_sum += float(pending)
+                self.loss_sum += self._finite(float(pending), lr)
                 raise Interrupted
+            started = time.perf_counter()
+        if not all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):
+            raise self._diverged("a weight became infinite or NaN", lr)
         record = {
             "epoch": self.epoch,
             "loss": self.loss_sum / steps,
@@ -108,14 +111,18 @@ class Trainer:
     def _finite(self, loss: float, lr: float) -> float:
         if math.isfinite(loss):
             return loss
-        raise InputError(
-            f"the loss became {loss} in epoch {self.epoch}, step {self.step} (learning rate {lr:.3g}); training "
-            f"stopped, the last checkpoint is kept. Try a lower --lr than {self.recipe.lr:g} or --precision float32"
+        raise self._diverged(f"the loss became {loss}", lr)
+
+    def _diverged(self, what: str, lr: float) -> InputError:
+        return InputError(
+            f"{what} in epoch {self.epoch + 1}, step {self.step} (learning rate {lr:.3g}); training stopped, an earlier "
+            f"checkpoint is kept. Try a lower --lr than {self.recipe.lr:g} or --precision float32"
         )
 
     def state(self) -> dict[str, object]:
         """All that continuing exactly needs; data order and augmentation follow from seed, epoch and step."""
         return {
+            "recipe": self.recipe.to_dict(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "progress": {"epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum, "seconds": self.seconds},
@@ -164,7 +171,7 @@ def settle(recipe: Recipe, data: PreparedData) -> tuple[Recipe, ModelCard]:
         backbone = ("resnet20" if data.image_size <= 16 else "resnet32") if data.image_size <= 64 else "timm:resnet18"
     recipe = recipe.with_(
         **fields, backbone=backbone, image_size=data.image_size, augmentation=data.augmentation,
-        data_mode="resident" if data.train.pixels is not None else "stream",
+        data_mode=data.data_mode,
     )  # fmt: skip
     card = ModelCard(
         backbone=backbone, width=recipe.width, image_size=data.image_size, class_names=data.class_names,
@@ -177,7 +184,8 @@ def make_loader(images: ImageSet, card: ModelCard, numerics: Numerics, recipe: R
     """A loader as a model card wants its images."""
     return Loader(
         images, batch_size=recipe.batch_size, image_size=card.image_size, mean=card.mean, std=card.std,
-        device=numerics.device, memory_format=numerics.torch_memory_format, workers=recipe.workers, **training,
+        device=numerics.device, memory_format=numerics.torch_memory_format, workers=recipe.workers,
+        stream=recipe.data_mode == "stream", **training,
     )  # fmt: skip
 
 
@@ -205,77 +213,90 @@ def train(
     resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})  # refuse before any work
     check_backbone(recipe.backbone)
     folder = RunFolder(out)
-    continuing = folder.prepare(recipe, resume=resume)
-    if continuing and folder.finished:
+    earlier = folder.check(recipe, resume=resume)
+    if folder.finished:
         say(f"{folder} is finished")
         return folder.read_json("metrics.json")
-    try:
-        data = data or prepare_data(recipe, say)
-        recipe, card = settle(recipe, data)
-        if continuing:  # what the machine chose then is kept now
-            earlier = folder.recipe()
-            recipe = recipe.with_(
-                precision=earlier.precision, memory_format=earlier.memory_format, device=earlier.device
-            )
-        torch.manual_seed(recipe.seed)
-        model = build_classifier(card, seed=recipe.seed, pretrained=recipe.pretrained and not continuing)
-        numerics = choose_numerics(
-            model, card.image_size, recipe.batch_size,
-            device=recipe.device, precision=recipe.precision, memory_format=recipe.memory_format,
-        )  # fmt: skip
-    except InputError:
-        if not continuing:  # leave no half-made folder behind
-            _remove_if_empty(folder.path)
-        raise
+    asked, checkpoint = recipe, None
+    if earlier is not None:  # the run goes on as it was settled then
+        recipe = earlier.with_(**{name: getattr(recipe, name) for name in ("workers", "data_root", "download")})
+    data = data or prepare_data(recipe, say)
+    if earlier is not None:
+        folder.check_split(data.manifest)
+        checkpoint = folder.load_checkpoint()
+    recipe, card = settle(recipe, data)
+    torch.manual_seed(recipe.seed)
+    model = build_classifier(card, seed=recipe.seed, pretrained=recipe.pretrained and checkpoint is None)
+    numerics = choose_numerics(
+        model, card.image_size, recipe.batch_size,
+        device=recipe.device, precision=recipe.precision, memory_format=recipe.memory_format,
+    )  # fmt: skip
     recipe = recipe.with_(
         precision=numerics.precision, memory_format=numerics.memory_format, device=str(numerics.device)
     )
     model.to(numerics.device, memory_format=numerics.torch_memory_format)
     trainable = training_parameters(model)
-    if not continuing:
-        folder.write_json("split.json", data.manifest)
-        folder.write_json(
-            "environment.json",
-            environment(numerics.device)
-            | {"trial_images_per_second": numerics.trial, "training_parameters": trainable},
-        )
-        folder.write_recipe(recipe)
     for line in (*data.notes, *_describe(card, model, trainable, numerics, data)):
         say(line)
 
     loader = make_loader(
         data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, seed=recipe.seed
     )
+    validation = None if data.val is None else make_loader(data.val, card, numerics, recipe)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
     )
     criterion = build_loss(card.method_fields, card.train_counts).to(numerics.device)
     trainer = Trainer(recipe, model, criterion, optimizer, loader, numerics)
-    if continuing and (checkpoint := folder.load_checkpoint()) is not None:
-        trainer.load_state(checkpoint)
+    try:
+        if checkpoint is None:
+            record = {"trial_images_per_second": numerics.trial, "training_parameters": trainable}
+            folder.begin(asked, recipe, data.manifest, environment(numerics.device) | record)
+        else:
+            _load_checkpoint(folder, trainer, checkpoint)
+            say(f"continuing at epoch {trainer.epoch + 1}, step {trainer.step}")
         folder.rewind_history(trainer.epoch)
-        say(f"continuing at epoch {trainer.epoch}, step {trainer.step}")
-    validation = None if data.val is None else make_loader(data.val, card, numerics, recipe)
+        _train_epochs(trainer, folder, validation, card, progress)
+    except InputError:
+        folder.discard()
+        raise
+    return finish(folder, model, card, data, numerics, recipe)
 
+
+def _train_epochs(
+    trainer: Trainer, folder: RunFolder, validation: Loader | None, card: ModelCard, progress: Progress
+) -> None:
+    """Train to the end, with a line of history and a checkpoint after each epoch and when somebody wants to stop."""
+    epochs = trainer.recipe.epochs
     with _stop_on_signals() as stop_requested:
-        while trainer.epoch < recipe.epochs:
+        while trainer.epoch < epochs:
             try:
                 record = trainer.train_epoch(stop_requested, progress)
             except Interrupted:
                 folder.save_checkpoint(trainer.state())
                 raise
             if validation is not None:
-                outputs = evaluate.collect(model, validation, autocast=numerics.autocast)
+                outputs = evaluate.collect(trainer.model, validation, autocast=trainer.numerics.autocast)
                 measures = evaluate.accuracy_measures(outputs.logits.argmax(1), outputs.labels, card.train_counts)
                 record |= {"val_top1": measures["top1"], "val_macro": measures["macro"]}
             folder.append_history(record)
             folder.save_checkpoint(trainer.state())
-            progress(record | {"epochs": recipe.epochs, "done": True})
-            if stop_requested() and trainer.epoch < recipe.epochs:
+            progress(record | {"epochs": epochs, "done": True})
+            if stop_requested() and trainer.epoch < epochs:
                 raise Interrupted
 
-    return finish(folder, model, card, data, numerics, recipe)
+
+def _load_checkpoint(folder: RunFolder, trainer: Trainer, checkpoint: dict) -> None:
+    """Continue from a checkpoint; an error if it is not one of this run."""
+    where = folder.path / "checkpoints" / "last.pt"
+    try:
+        difference = settings_that_differ(Recipe(**checkpoint["recipe"]), trainer.recipe)
+        if difference:
+            raise InputError(f"checkpoint {where} belongs to another recipe ({difference})")
+        trainer.load_state(checkpoint)
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise InputError(f"checkpoint {where} does not fit this run: {error!r}") from error
 
 
 def finish(
@@ -302,27 +323,36 @@ def measure(
     """
     from dataclasses import replace
 
-    from equiframe.collapse import ClassStatistics, collapse_measures
+    from equiframe.collapse import ClassStatistics, collapse_measures, nc4
 
-    statistics = ClassStatistics(len(card.class_names), model.head.dim, device=numerics.device)
-    on_train = evaluate.collect(
-        model, make_loader(data.train, card, numerics, recipe), autocast=numerics.autocast, statistics=statistics
-    )
-    fitted_on = on_train
+    def outputs_on(name: str, images: ImageSet, **options: object) -> evaluate.Outputs:
+        loader = make_loader(images, card, numerics, recipe)
+        outputs = evaluate.collect(model, loader, autocast=numerics.autocast, **options)
+        if not outputs.logits.isfinite().all():
+            raise InputError(
+                f"the model's outputs on {name} images are not finite; try a lower --lr than {recipe.lr:g}"
+            )
+        return outputs
+
+    size = len(card.class_names), model.head.dim
+    statistics = ClassStatistics(*size, device=numerics.device)
+    fitted_on = outputs_on("training", data.train, statistics=statistics)
+    decided = ClassStatistics(*size, within="none", class_means=statistics.class_means, device=numerics.device)
+    outputs_on("training", data.train, statistics=decided, decisions=True)  # NC4 needs the means of the first pass
     if data.val is not None:
-        fitted_on = evaluate.collect(model, make_loader(data.val, card, numerics, recipe), autocast=numerics.autocast)
+        fitted_on = outputs_on("validation", data.val)
     temperature = evaluate.fit_temperature(fitted_on.logits, fitted_on.labels)
     card = replace(card, temperature=temperature, temperature_from="train" if data.val is None else "validation")
-    outputs = evaluate.collect(model, make_loader(data.test, card, numerics, recipe), autocast=numerics.autocast)
+    outputs = outputs_on("test", data.test)
     predictions = outputs.logits.argmax(1)
     bias = model.head.class_bias()
     collapse = collapse_measures(
         statistics, model.head.class_vectors().detach(), None if bias is None else bias.detach()
-    )
+    ) | {"nc4": nc4(decided)}
     return card, {
         **evaluate.accuracy_measures(predictions, outputs.labels, card.train_counts),
         **evaluate.calibration_measures(outputs.logits, outputs.labels, temperature),
-        **collapse,
+        **{name: value if math.isfinite(value) else None for name, value in collapse.items()},
         "num_train": len(data.train),
         "num_test": len(data.test),
         "evaluated_on": data.test_is,
@@ -363,9 +393,3 @@ def _describe(card, model, trainable, numerics, data) -> list[str]:
         f"parameters, in the head: {in_head}",
         f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{tried}",
     ]
-
-
-def _remove_if_empty(path: Path) -> None:
-    for part in (path / "checkpoints", path):
-        if part.is_dir() and not any(part.iterdir()):
-            part.rmdir()

@@ -103,7 +103,8 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
     }
     size = recipe.image_size or dataset.native_size()
     parts = {"train": train, "val": val, "test": test}
-    needed = sum(len(part) for part in parts.values() if part is not None) * 3 * size * size
+    counts = {id(part): len(part) for part in parts.values() if part is not None}  # test may be val
+    needed = sum(counts.values()) * 3 * size * size
     resident = recipe.data_mode == "resident" or (
         recipe.data_mode == "auto" and needed <= RESIDENT_LIMIT and (size <= 96 or train.pixels is not None)
     )
@@ -118,7 +119,8 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
         decoded: dict[int, ImageSet] = {}
         for name, part in parts.items():
             if part is not None and id(part) not in decoded:
-                progress(f"decoding {len(part):,} {name} images")
+                if part.pixels is None:
+                    progress(f"decoding {len(part):,} {name} images")
                 decoded[id(part)] = with_pixels(part, size, workers=recipe.workers)
         train, val, test = (None if p is None else decoded[id(p)] for p in parts.values())
         mean, std = channel_statistics(train.pixels)

@@ -261,7 +261,9 @@ def _load_folder(path: Path) -> Dataset:
             labels += [k] * len(found)
         if not files:
             raise InputError(f"no images in {folder}")
-        return ImageSet(np.array(labels, dtype=np.int64), [f.relative_to(path).as_posix() for f in files], sources=files)
+        return ImageSet(
+            np.array(labels, dtype=np.int64), [f.relative_to(path).as_posix() for f in files], sources=files
+        )
 
     return Dataset(path.resolve().name, class_names, **{split: read(split, folder) for split, folder in splits.items()})
 

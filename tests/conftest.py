@@ -1,0 +1,156 @@
+"""What several test files share: one thread, tiny recipes, small generated images, the real data where it lies."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for this process and for those that tests start
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+def tiny_fields(**changes: object) -> dict[str, object]:
+    """A run of well under a second: 10 classes, an MLP of 16 features, no trial of numerics."""
+    return {
+        "data": "digits", "backbone": "mlp", "width": 16, "epochs": 1, "batch_size": 64, "lr": 0.05, "device": "cpu",
+        "precision": "float32", "memory_format": "contiguous",
+    } | changes  # fmt: skip
+
+
+def tiny_flags(**changes: object) -> list[str]:
+    """`tiny_fields` as command-line arguments, DATA first."""
+    fields = tiny_fields(**changes)
+    flags = [str(fields.pop("data"))]
+    for name, value in fields.items():
+        flags += [f"--{name.replace('_', '-')}", str(value)]
+    return flags
+
+
+@pytest.fixture
+def tiny():
+    """``tiny(field=value, …)``: a `Recipe` that trains in well under a second."""
+    from equiframe.recipe import Recipe
+
+    return lambda **changes: Recipe(**tiny_fields(**changes))
+
+
+@pytest.fixture
+def flags():
+    return tiny_flags
+
+
+def picture(k: int, i: int, size: tuple[int, int] = (12, 12)) -> Image.Image:
+    """A noisy image whose brightness tells its class k."""
+    noise = np.random.default_rng((k, i)).integers(0, 40, (size[1], size[0], 3))
+    return Image.fromarray((noise + 60 * (k % 4)).astype(np.uint8))
+
+
+def write_class(folder: Path, k: int, count: int, *, start: int = 0, size: tuple[int, int] = (12, 12)) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(start, start + count):
+        picture(k, i, size).save(folder / f"{i:03d}.png")
+
+
+@pytest.fixture
+def class_folder(tmp_path):
+    """``class_folder({"cat": 8, "dog": 8}, name="pets", test=…)``: a folder of class folders with generated images."""
+
+    def make(train: dict[str, int], *, name: str = "pets", size: tuple[int, int] = (12, 12), **splits: dict) -> Path:
+        root = tmp_path / name
+        classes = sorted(train)
+        for k, c in enumerate(classes):
+            write_class(root / "train" / c if splits else root / c, k, train[c], size=size)
+        for split, counts in splits.items():
+            for c, count in counts.items():
+                k = classes.index(c) if c in classes else 0
+                write_class(root / split / c, k, count, start=500, size=size)
+        return root
+
+    return make
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_parquet(file: Path, images: list, labels: list, class_names: list[str] | None = None, **columns) -> None:
+    """A file in the Hugging Face image convention."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": content, "path": f"{i}.png"} for i, content in enumerate(images)]
+    table = pa.table({"image": pa.array(rows, kind), "label": labels, **columns})
+    if class_names is not None:
+        features = {"image": {"_type": "Image"}, "label": {"names": class_names, "_type": "ClassLabel"}}
+        table = table.replace_schema_metadata({b"huggingface": json.dumps({"info": {"features": features}}).encode()})
+    file.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, file)
+
+
+@pytest.fixture(scope="session")
+def cifar10(tmp_path_factory) -> Path:
+    """The real CIFAR-10 where ../shared/data has it, else a Parquet folder with as many (small gray) images."""
+    if (REAL_DATA / "cifar10").is_dir():
+        return REAL_DATA / "cifar10"
+    folder = tmp_path_factory.mktemp("data") / "cifar10"
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    images = [encoded(Image.new("L", (32, 32), 25 * k), "JPEG") for k in range(10)]
+    random = np.random.default_rng(0)
+    for split, count in (("train", 50_000), ("test", 10_000)):
+        labels = random.permutation(np.arange(count) % 10)
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", [images[k] for k in labels], labels.tolist(), names)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def long_tailed(tmp_path_factory) -> Path:
+    """A naturally long-tailed Parquet folder with some gray images: the real Tiny-ImageNet-LT, else a generated one."""
+    if (REAL_DATA / "tiny-imagenet-lt100").is_dir():
+        return REAL_DATA / "tiny-imagenet-lt100"
+    folder = tmp_path_factory.mktemp("data") / "tiny-imagenet-lt100"
+    names = [f"n{k:08d}" for k in range(20)]
+    for split, counts in (("train", [int(100 * 0.05 ** (k / 19)) for k in range(20)]), ("test", [2] * 20)):
+        labels = np.repeat(np.arange(20), counts)
+        images = [picture(int(k), i, (64, 64)).convert("L" if i % 9 == 0 else "RGB") for i, k in enumerate(labels)]
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", [encoded(x, "JPEG") for x in images], labels, names)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """A small finished run on class folders; tests read it and leave it as it is."""
+    from equiframe.recipe import Recipe
+    from equiframe.train import train
+
+    root = tmp_path_factory.mktemp("run")
+    for k, name in enumerate(("bright", "dark", "gray", "many words")):
+        write_class(root / "pets" / "train" / name, k, 24)
+        write_class(root / "pets" / "test" / name, k, 6, start=500)
+    train(Recipe(**tiny_fields(data=str(root / "pets"), epochs=8, batch_size=16, mixup=0)), root / "run")
+    return root / "run"
+
+
+@pytest.fixture
+def equiframe():
+    """``equiframe("train", …)`` runs the command line in a process of its own."""
+
+    def run(*arguments: object, **options: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "equiframe", *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=100, **options)
+
+    return run

@@ -1,0 +1,300 @@
+"""Whatever is wrong with the input: exit code 2, one clear line, no traceback, nothing half-written left behind."""
+
+import json
+import shutil
+import signal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from conftest import encoded, picture, tiny_fields, tiny_flags, write_class, write_parquet
+from equiframe.cli import main
+from equiframe.recipe import Recipe
+from equiframe.train import Interrupted, train
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, finished_run):
+    """A folder full of things that are not quite right. Nothing may change in it."""
+    root = tmp_path_factory.mktemp("world")
+    good = encoded(picture(0, 0))
+    for k, name in enumerate(("cat", "dog")):
+        for data in ("pets", "gap", "text", "cut", "strangers", "moved"):
+            write_class(root / data / name, k, 30 if data in ("pets", "moved") else 8)
+    (root / "gap" / "fox").mkdir()
+    (root / "text" / "dog" / "003.png").write_text("this is not an image")
+    (root / "cut" / "dog" / "003.png").write_bytes(good[:150])
+    for split in ("train", "val"):
+        shutil.copytree(root / "strangers", root / "extra" / split)
+    write_class(root / "extra" / "val" / "fox", 0, 1)
+    write_class(root / "single" / "cat", 0, 5)
+    for name in ("empty", "flat", "hollow/train", "hollow/test"):
+        (root / name).mkdir(parents=True)
+    (root / "flat" / "a.png").write_bytes(good)
+    (root / "file").write_text("x")
+    for k in range(100):
+        write_class(root / "hundred" / f"{k:03d}", k, 2)
+
+    write_parquet(root / "outside" / "train.parquet", [good] * 3, [0, 1, 2], ["cat", "dog"])
+    write_parquet(root / "negative" / "train.parquet", [good] * 3, [0, 1, -1])
+    write_parquet(root / "null" / "train.parquet", [good, None, good], [0, 1, 1])
+    write_parquet(root / "junk-image" / "train.parquet", [good] * 9 + [good[:99]], [0, 1] * 5)
+    write_parquet(root / "test-only" / "test.parquet", [good] * 2, [0, 1])
+    for name, table in (("columns", {"picture": [good], "class": [0]}), ("words", {"image": [good], "label": ["cat"]})):
+        (root / name).mkdir()
+        pq.write_table(pa.table(table), root / name / "train.parquet")
+    (root / "not-parquet").mkdir()
+    (root / "not-parquet" / "train.parquet").write_text("PAR1 or so")
+
+    recipes = {
+        "broken.yaml": "epochs: [1, 2", "list.yaml": "- epochs", "empty.yaml": "", "types.yaml": "epochs: many",
+        "field.yaml": "epcohs: 3", "number.yaml": "17", "keys.yaml": "1: 2", "tag.yaml": "data: !!python/object:os.x {}",
+    }  # fmt: skip
+    for name, text in recipes.items():
+        (root / name).write_text(text)
+    (root / "binary.yaml").write_bytes(b"\xff\xfe\x00\x01")
+
+    recipe = Recipe(**tiny_fields(data=str(root / "pets"), batch_size=4, width=4, method="ce"))
+    with pytest.raises(Interrupted):
+        train(
+            recipe, root / "stopped",
+            progress=lambda state: signal.raise_signal(signal.SIGINT) if state.get("step") == 10 else None,
+        )  # fmt: skip
+    for name, file, content in (
+        ("damaged", "checkpoints/last.pt", b"PK junk"),
+        ("halved", "checkpoints/last.pt", (root / "stopped" / "checkpoints" / "last.pt").read_bytes()[:3000]),
+        ("no-recipe", "recipe.yaml", b"{"),
+        ("no-split", "split.json", b"[]"),
+    ):
+        shutil.copytree(root / "stopped", root / name)
+        (root / name / file).write_bytes(content)
+    shutil.copytree(finished_run, root / "run")
+    shutil.copytree(finished_run, root / "run-damaged")
+    (root / "run-damaged" / "model.safetensors").write_bytes(b"junk")
+    train(recipe.with_(data=str(root / "moved")), root / "run-moved")
+    shutil.rmtree(root / "moved")
+    (root / "good.png").write_bytes(good)
+    (root / "bad.png").write_bytes(good[:150])
+    (root / "text.jpg").write_text("text")
+    return root
+
+
+def train_on(data, *more):
+    return ["train", *tiny_flags(data=data, width=4, method="ce", batch_size=4), "--out", "out/run", "--quiet", *more]
+
+
+def digits(*more):
+    return train_on("digits", *more)
+
+
+def resume(run, *more):
+    return [*train_on("pets", "--resume", *more), "--out", run]
+
+
+CASES = {
+    # data
+    "missing path": (train_on("no/such/folder"), "no such folder: no/such/folder"),
+    "missing name": (train_on("cifra10"), "unknown data set 'cifra10'; did you mean 'cifar10'?"),
+    "no DATA": (["train", "--epochs", "1"], "DATA is missing: equiframe train DATA"),
+    "file": (train_on("file"), "DATA is a file, not a folder: file"),
+    "empty folder": (train_on("empty"), "empty has no class folders"),
+    "images without class folders": (train_on("flat"), "flat has no class folders"),
+    "empty train folder": (train_on("hollow"), "no class folders|without images"),
+    "class folder without images": (train_on("gap"), "class folder without images: gap/fox"),
+    "single class": (train_on("single"), "single has a single class ('cat'); classification needs at least two"),
+    "class in val only": (train_on("extra"), "extra/val has class folders that training lacks: fox"),
+    "text as image": (train_on("text"), "not an image, or a kind that cannot be read: dog/003.png"),
+    "text as image, streamed": (train_on("text", "--data-mode", "stream"), "not an image, .*: dog/003.png"),
+    "truncated image": (train_on("cut"), "image cannot be decoded (truncated or damaged): dog/003.png"),
+    "truncated image, streamed": (train_on("cut", "--data-mode", "stream"), "(truncated or damaged): dog/003.png"),
+    "truncated image in Parquet": (train_on("junk-image"), "image cannot be decoded (truncated or damaged): 9.png"),
+    "hub name": (train_on("hf:mnist"), "hf:NAME is not supported yet"),
+    "Parquet without columns": (train_on("columns"), "lacks the column 'image' (it has picture, class)"),
+    "Parquet with null bytes": (train_on("null"), "row 1 of null/train.parquet has no image bytes"),
+    "Parquet label outside": (train_on("outside"), "label 2 of train image '2.png' is outside 0..1"),
+    "Parquet negative label": (train_on("negative"), "label -1 of train image '2.png' is outside 0..1"),
+    "Parquet label in words": (train_on("words"), "row 0 of words/train.parquet has no whole-number label"),
+    "not Parquet": (train_on("not-parquet"), "not a readable Parquet file: not-parquet/train.parquet"),
+    "Parquet without train": (train_on("test-only"), "test-only"),
+    "no built-in data": (train_on("svhn", "--data-root", "empty"), "svhn is not under --data-root empty"),
+    # what does not fit
+    "K and D": (
+        train_on("hundred", "--method", "etf-ce", "--backbone", "resnet20", "--validation", "0.5"),
+        "K=100.*D=16",
+    ),
+    "simplex in too few dimensions": (
+        digits("--method", "etf-ce", "--geometry", "simplex"),
+        "K=10 needs D >= 9, got D=4",
+    ),
+    "counts of another length": (digits("--class-counts", "5,4,3"), "3 class counts were given for 10 classes"),
+    "count of nothing": (digits("--class-counts", "5,4,3,0,5,5,5,5,5,5"), "every class needs at least one image"),
+    "counts and ratio": (
+        digits("--class-counts", "5,4", "--imbalance", "5"),
+        "give imbalance or class_counts, not both",
+    ),
+    "ratio beyond the data": (digits("--imbalance", "5000"), "without images; use a ratio of at most 125"),
+    "ratio below 1": (digits("--imbalance", "0.01"), "n_max/n_min must be >= 1, got 0.01"),
+    "nothing to validate on": (train_on("pets", "--validation", "0"), "validation must not be 0"),
+    "resized crops in memory": (digits("--augmentation", "resized-crop-flip"), "needs data_mode stream"),
+    "dot regression on a linear head": (digits("--loss", "dr"), "needs head 'frame', not 'linear'"),
+    "field of another head": (digits("--e-w", "2"), "field 'e_w' does not belong to head 'linear'"),
+    "frame of length 0": (digits("--method", "etf-ce", "--width", "9", "--e-w", "0"), "e_w must be a positive number"),
+    "smoothing beyond 1": (digits("--label-smoothing", "1.5"), "smoothing"),
+    "split of other data": (train_on("pets", "--split", "run/split.json"), "run/split.json belongs to other data"),
+    "split that is none": (train_on("pets", "--split", "good.png"), "good.png is not a split manifest"),
+    "split that is missing": (train_on("pets", "--split", "none.json"), "cannot read split none.json"),
+    "pretrained of ours": (digits("--pretrained"), "mlp has no pretrained weights"),
+    "width of timm": (digits("--backbone", "test_resnet"), "width is an option of"),
+    "device": (digits("--device", "gpu"), "device 'gpu' cannot be used here"),
+    # names
+    "method": (digits("--method", "etf-rd"), "unknown method 'etf-rd'; did you mean 'etf-dr'?"),
+    "backbone": (digits("--backbone", "resnt32"), "unknown backbone 'resnt32'; did you mean 'resnet32'?"),
+    "geometry": (digits("--method", "etf-ce", "--geometry", "simplx"), "did you mean 'simplex'?"),
+    "head": (digits("--head", "liner"), "unknown head 'liner'; did you mean 'linear'?"),
+    "loss": (digits("--loss", "balanced"), "unknown loss 'balanced'; did you mean 'balanced-softmax'?"),
+    "weighting": (digits("--class-weighting", "balanced"), "did you mean 'class-balanced'?|'batch-balanced'"),
+    "option value": (digits("--schedule", "cosin"), "unknown schedule 'cosin'; did you mean 'cosine'?"),
+    "flag": (digits("--epoch", "3"), "unknown option '--epoch'; did you mean '--epochs'?"),
+    "flag with =": (digits("--epoch=3"), "unknown option '--epoch'; did you mean '--epochs'?"),
+    "flag of predict": (["predict", "run", "good.png", "--tpo", "3"], "unknown option '--tpo'; did you mean '--top'?"),
+    "verb": (["trian", "digits"], "unknown command 'trian'; did you mean 'train'?"),
+    "one word too many": (digits("more"), "unexpected argument 'more'"),
+    "flag without value": (["train", "digits", "--epochs"], "argument --epochs: expected one argument"),
+    "no RUN": (["evaluate"], "the following arguments are required: RUN"),
+    # numbers
+    "epochs 0": (digits("--epochs", "0"), "epochs must be at least 1, got 0"),
+    "epochs in words": (digits("--epochs", "ten"), "argument --epochs: invalid int value: 'ten'"),
+    "negative mixup": (digits("--mixup", "-1"), "mixup must not be negative, got -1"),
+    "infinite rate": (digits("--lr", "inf"), "field 'lr' must be a finite number"),
+    "rate that explodes": (digits("--lr", "1e30", "--warmup", "0"), "in epoch 1, step .* lower --lr than 1e+30"),
+    "validation out of range": (digits("--validation", "1.5"), "validation must be between 0 and 0.9, got 1.5"),
+    "batch of one": (digits("--batch-size", "1"), "batch_size must be at least 2, got 1"),
+    "tiny images": (digits("--image-size", "2"), "image_size must be at least 4, got 2"),
+    "width 0": (digits("--width", "0"), "width must be at least 1, got 0"),
+    "huge seed": (digits("--seed", str(10**30)), "seed must be below 2^63"),
+    "counts in words": (digits("--class-counts", "a,b"), "'a,b' is not a list of whole numbers"),
+    # recipes
+    "recipe missing": (digits("--config", "none.yaml"), "cannot read recipe none.yaml"),
+    "recipe is a folder": (digits("--config", "pets"), "cannot read recipe pets"),
+    "broken YAML": (digits("--config", "broken.yaml"), "recipe broken.yaml is not YAML"),
+    "YAML that runs code": (digits("--config", "tag.yaml"), "recipe tag.yaml is not YAML"),
+    "binary recipe": (digits("--config", "binary.yaml"), "recipe binary.yaml is not YAML"),
+    "list": (digits("--config", "list.yaml"), "must be a mapping of fields, got list"),
+    "number": (digits("--config", "number.yaml"), "must be a mapping of fields, got int"),
+    "empty recipe": (digits("--config", "empty.yaml"), "must be a mapping of fields, got NoneType"),
+    "types": (["train", "digits", "--config", "types.yaml"], "field 'epochs' must be a whole number, got 'many'"),
+    "field": (digits("--config", "field.yaml"), "unknown field 'epcohs'; did you mean 'epochs'?"),
+    "keys": (digits("--config", "keys.yaml"), "unknown field 1"),
+    # output folders
+    "another run": ([*digits(), "--out", "run"], "run already holds a run; continue it with --resume"),
+    "other files": ([*digits(), "--out", "pets"], "output folder pets is not empty and not a run"),
+    "output is a file": ([*digits(), "--out", "file"], "output file is a file"),
+    "below a file": ([*digits(), "--out", "file/run"], "cannot create file/run: file is a file|file is a file"),
+    "no permission": ([*digits(), "--out", "/proc/equiframe/run"], "cannot create /proc|no permission"),
+    "nothing to resume": ([*digits("--resume")], "nothing to resume: out/run holds no run"),
+    "resume in other files": (resume("pets"), "nothing to resume: pets holds no run"),
+    "another recipe": (
+        resume("stopped", "--lr", "0.2"),
+        "stopped holds a run of another recipe (lr was 0.05, now 0.2)",
+    ),
+    "damaged checkpoint": (resume("damaged"), "checkpoint damaged/checkpoints/last.pt cannot be read"),
+    "half a checkpoint": (resume("halved"), "checkpoint halved/checkpoints/last.pt cannot be read"),
+    "damaged recipe": (resume("no-recipe"), "recipe no-recipe/recipe.yaml is not YAML"),
+    "damaged split": (resume("no-split"), "no-split/split.json is damaged"),
+    # compare
+    "no methods": (["compare", *tiny_flags(), "--methods", ","], "compare needs at least one method and one seed"),
+    "method in a list": (["compare", *tiny_flags(), "--methods", "ce,etf"], "unknown method 'etf'; did you mean 'etf-"),
+    "seeds in words": (["compare", *tiny_flags(), "--seeds", "x"], "'x' is not a list of whole numbers"),
+    "compare into a run": (["compare", *tiny_flags(), "--out", "run"], "output folder run holds other files"),
+    "compare into a file": (["compare", *tiny_flags(), "--out", "file"], "file is a file"),
+    # finished runs
+    "evaluate nothing": (["evaluate", "none"], "none is not a run folder: model.safetensors is missing"),
+    "evaluate a folder": (["evaluate", "pets"], "pets is not a run folder"),
+    "evaluate an unfinished run": (["evaluate", "stopped"], "stopped has not finished training"),
+    "evaluate a damaged run": (["evaluate", "run-damaged"], "run-damaged/model.safetensors is damaged or does not fit"),
+    "evaluate without its data": (["evaluate", "run-moved"], "no such folder"),
+    "predict without a run": (["predict", "pets", "good.png"], "pets is not a run folder"),
+    "predict a missing image": (["predict", "run", "none.png"], "no such image or folder: none.png"),
+    "predict a folder without images": (["predict", "run", "empty"], "no images in empty"),
+    "predict a damaged image": (["predict", "run", "good.png", "bad.png"], "(truncated or damaged): bad.png"),
+    "predict text": (["predict", "run", "text.jpg"], "not an image, or a kind that cannot be read: text.jpg"),
+    "predict top 0": (["predict", "run", "good.png", "--top", "0"], "--top must be at least 1, got 0"),
+    "predict to nowhere": (["predict", "run", "good.png", "--out", "none/p.csv"], "no such folder: none"),
+    "predict to a folder": (["predict", "run", "good.png", "--out", "empty", "--quiet"], "cannot write empty"),
+    "predict on no device": (["predict", "run", "good.png", "--device", "tpu"], "device 'tpu' cannot be used here"),
+    # frames
+    "frame of one class": (["frame", "1", "5"], "at least 2 classes, got num_classes=1"),
+    "frame that does not fit": (["frame", "100", "16"], "K=100"),
+    "frame of words": (["frame", "ten", "5"], "argument K: invalid int value: 'ten'"),
+    "frame of no dimensions": (["frame", "3", "0"], "dim >= 1"),
+    "frame geometry": (
+        ["frame", "3", "5", "--geometry", "simplx"],
+        "unknown geometry 'simplx'; did you mean 'simplex'?",
+    ),
+}
+
+
+def tree(root):
+    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in root.rglob("*") if p.name != "__pycache__"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bad_input(case, world, monkeypatch, capfd):
+    arguments, message = CASES[case]
+    monkeypatch.chdir(world)
+    before = tree(world)
+    code = main(arguments)
+    out, error = capfd.readouterr()
+    assert code == 2, error
+    assert out == ""
+    assert error.count("\n") == 1, error
+    assert error.startswith("equiframe: ")
+    assert any(matches(part, error) for part in message.split("|")), error
+    changed = {p.relative_to(world) for p in tree(world).items() ^ before.items() for p in [p[0]]}
+    assert not changed
+
+
+def matches(pattern, text):
+    """Whether the parts of a pattern, separated by ``.*``, come in the text in this order."""
+    position = 0
+    for part in pattern.split(".*"):
+        position = text.find(part, position)
+        if position < 0:
+            return False
+        position += len(part)
+    return True
+
+
+def test_the_check_of_messages_can_fail():
+    assert matches("a.*c", "abc")
+    assert not matches("c.*a", "abc")
+
+
+def test_nothing_but_the_line_in_a_real_process(equiframe, world):
+    for arguments in (train_on("cut"), ["train", "digits", "--epoch", "3"]):
+        result = equiframe(*arguments, cwd=world)
+        assert result.returncode == 2
+        assert result.stdout == ""
+        assert result.stderr.startswith("equiframe: ")
+        assert result.stderr.count("\n") == 1
+
+
+def test_a_bug_of_ours_is_not_called_bad_input(monkeypatch):
+    def bug(*args, **kwargs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("equiframe.train.prepare_data", bug)
+    with pytest.raises(ZeroDivisionError):  # a traceback, and exit code 1
+        main(train_on("digits"))
+
+
+def test_the_good_neighbours_of_the_bad_input_work(world, tmp_path, monkeypatch, capsys):
+    """The table would prove nothing if its flags were wrong already."""
+    monkeypatch.chdir(world)
+    assert main([*train_on("pets"), "--out", str(tmp_path / "run")]) == 0
+    shutil.copytree("stopped", tmp_path / "stopped")
+    assert main([*resume(str(tmp_path / "stopped"))]) == 0
+    assert main(["predict", "run", "good.png"]) == 0
+    assert main(["frame", "10", "16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["num_classes"] == 10
