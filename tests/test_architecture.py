@@ -8,14 +8,15 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "equiframe"
 FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"errors"},
-    {"frames"},
+    {"frames", "angular"},
     {"heads", "imbalance", "collapse", "peeled", "recipe", "backbones"},
-    {"losses"},
+    {"losses", "summaries"},
     {"method"},
     {"data", "model", "runs"},
     {"evaluate", "numerics"},
     {"train", "predict"},
     {"compare"},
+    {"report"},
     {"cli"},
 ]
 DATA_FLOORS = [{"images"}, {"sources"}, {"batches"}, {"prepare"}]

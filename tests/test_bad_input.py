@@ -280,6 +280,23 @@ def test_nothing_but_the_line_in_a_real_process(equiframe, world):
         assert result.stderr.count("\n") == 1
 
 
+def test_a_folder_that_may_not_be_read(world, monkeypatch, capsys):
+    """Root may read everything, so the system's answer is imitated."""
+    import os
+
+    monkeypatch.chdir(world)
+    scandir = os.scandir
+
+    def forbidden(path):
+        if str(path).endswith("dog"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    assert main(train_on("pets")) == 2
+    assert capsys.readouterr().err == "equiframe: no permission: pets/dog\n"
+
+
 def test_a_bug_of_ours_is_not_called_bad_input(monkeypatch):
     def bug(*args, **kwargs):
         raise ZeroDivisionError

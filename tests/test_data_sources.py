@@ -258,6 +258,7 @@ def torchvision(monkeypatch):
         sizes: ClassVar = {True: 100, False: 20, "train": 100, "test": 20, "extra": 50}
 
         def __init__(self, root, train=None, split=None, download=False):
+            print("Files already downloaded and verified")
             made.append((root, train if split is None else split, download))
             self.count = self.sizes[train if split is None else split]
             self.random = np.random.default_rng(self.count)
@@ -305,7 +306,7 @@ def torchvision(monkeypatch):
         ("stl10", 96, 10, 100, True),
     ],
 )
-def test_torchvision_names(torchvision, tmp_path, name, side, num_classes, num_train, flips):
+def test_torchvision_names(torchvision, tmp_path, capsys, name, side, num_classes, num_train, flips):
     dataset = load_dataset(name, data_root=tmp_path, download=True)
     assert dataset.name == name
     assert dataset.num_classes == num_classes
@@ -313,6 +314,7 @@ def test_torchvision_names(torchvision, tmp_path, name, side, num_classes, num_t
     assert dataset.train.pixels.shape == (num_train, 3, side, side)
     assert len(dataset.test) == 20
     assert {(root, download) for root, _, download in torchvision} == {(str(tmp_path), True)}
+    assert capsys.readouterr().out == ""  # stdout is for results
 
 
 def test_cifar_pixels_are_channels_first(torchvision):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from equiframe import (
+    AngularRegression,
     BalancedSoftmax,
     CrossEntropy,
     DotRegression,
@@ -102,6 +103,10 @@ def per_class_by_loop(name, head, x):
             elif name == "dr":
                 s = math.sqrt(head.e_w * head.e_h)
                 out[i, k] = (w[k] @ h[i] - s) ** 2 / (2 * s)
+            elif name == "angular":
+                s = math.sqrt(head.e_w * head.e_h)
+                cosine = w[k] @ h[i] / (np.linalg.norm(w[k]) * np.linalg.norm(h[i]))
+                out[i, k] = 0.5 * s * math.acos(cosine) ** 2
             elif name == "dr released":
                 length = math.sqrt(sum(v * v for v in h[i]))
                 wk = math.sqrt(sum(v * v for v in w[k]))
@@ -116,6 +121,7 @@ LOSSES = {
     "logit adjusted": lambda **kw: LogitAdjustedCrossEntropy(tau=1.5, **kw),
     "dr": lambda **kw: DotRegression(**kw),
     "dr released": lambda **kw: ReleasedDotRegression(length_penalty=0.01, **kw),
+    "angular": lambda **kw: AngularRegression(**kw),
 }
 
 

@@ -295,9 +295,9 @@ def test_dot_regression_needs_the_frame():
 
 def test_thresholds_grow_with_s_and_fall_with_k():
     for constraint in ("vector", "average"):
-        by_scale = [collapse_threshold(StepProblem(5, 5, constraint, scale=s)) for s in (1.0, 2.0, 4.0)]
+        by_scale = [collapse_threshold(StepProblem(5, 5, constraint, scale=s)) for s in (1.0, 3.0)]
         assert by_scale == sorted(by_scale)
-        by_size = [collapse_threshold(StepProblem(k, k, constraint, scale=2.0)) for k in (500, 50, 5)]
+        by_size = [collapse_threshold(StepProblem(k, k, constraint, scale=2.0)) for k in (50, 5)]
         assert by_size == sorted(by_size)
     assert collapse_threshold(StepProblem(5, 5, "penalty", penalty=0.01)) == pytest.approx(19.0)
 

@@ -133,12 +133,12 @@ def test_known_curvatures_and_the_break_even_scale():
     assert largest_curvature("dr", 3.0, 10, 1.6) == pytest.approx(9 / 8 * 3.0, rel=1e-4)
     assert largest_curvature("angular", 3.0, 10, 1.6) == pytest.approx(3.0, rel=1e-6)
     start = math.acos(-1 / 9)
-    even = [break_even_scale(t, num_classes=10, start=start) for t in (0.1, 0.05, 0.01)]
+    even = [break_even_scale(t, num_classes=10, start=start) for t in (0.1, 0.05)]
     assert even == sorted(even)  # the finer the target, the larger s must be for dot regression to win
     for scale, winner in ((even[1] * 1.3, "dr"), (even[1] / 1.3, "ce")):
         steps = {}
         for loss in ("ce", "dr"):
-            marks, theta = descend(loss, torch.tensor([scale]), num_classes=10, step=0.03, start=start, iterations=4000)
+            marks, theta = descend(loss, torch.tensor([scale]), num_classes=10, step=0.03, start=start, iterations=2000)
             below = (theta[:, 0] <= 0.05).nonzero()
             steps[loss] = int(marks[below[0]]) if len(below) else math.inf
         assert min(steps, key=steps.get) == winner

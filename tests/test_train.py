@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import tiny_flags, write_class
+from equiframe.backbones import make_backbone
 from equiframe.data.prepare import prepare_data
 from equiframe.errors import InputError
 from equiframe.method import METHODS
@@ -114,6 +115,42 @@ def test_a_run_stopped_in_mid_epoch_continues_to_the_bit(tiny, tmp_path, whole, 
     train(tiny(epochs=3, workers=1), path, resume=True, say=said.append)
     assert f"continuing at epoch {epoch + 1}, step {step}" in said
     assert_same_run(path, whole)
+
+
+def test_dropout_continues_to_the_bit(tiny, tmp_path, monkeypatch):
+    """What is drawn from torch's own generator while training is drawn on where it stopped."""
+
+    def with_dropout(name, **options):
+        backbone = torch.nn.Sequential(make_backbone(name, **options), torch.nn.Dropout(0.3))
+        backbone.num_features = 16
+        return backbone
+
+    monkeypatch.setattr("equiframe.model.make_backbone", with_dropout)
+    train(tiny(), tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(tiny(), tmp_path / "run", progress=stop_at(0, 10))
+    torch.rand(7)
+    train(tiny(), tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_pretrained_weights_are_loaded_once(tiny, tmp_path, monkeypatch):
+    """A resumed run takes its weights from the checkpoint, and needs no network."""
+    import timm
+
+    create, asked = timm.create_model, []
+
+    def offline(*args, pretrained, **options):
+        asked.append(pretrained)
+        return create(*args, pretrained=False, **options)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    recipe = tiny(backbone="timm:test_resnet", width=None, pretrained=True, class_counts=(70,) * 10, method="ce")
+    with pytest.raises(Interrupted):
+        train(recipe.with_(batch_size=32), tmp_path / "run", progress=stop_at(0, 10))
+    train(recipe.with_(batch_size=32), tmp_path / "run", resume=True)
+    evaluate_run(tmp_path / "run")
+    assert asked == [True, False, False]
 
 
 def test_stopped_again_and_again(tiny, tmp_path, whole):

@@ -16,7 +16,9 @@ _WHERE = {
     "errors": ("InputError",),
     "frames": ("Frame", "OrthoplexFrame", "SimplexFrame", "make_frame", "simplex_vectors"),
     "heads": ("CosineHead", "FrameHead", "HeadOutput", "LinearHead", "training_parameters"),
+    "angular": ("angular_regression",),
     "losses": (
+        "AngularRegression",
         "BalancedSoftmax",
         "CrossEntropy",
         "DotRegression",
@@ -34,6 +36,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [*sorted(_MODULE_OF), "__version__"]
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
+    from equiframe.angular import angular_regression as angular_regression
     from equiframe.errors import InputError as InputError
     from equiframe.frames import Frame as Frame
     from equiframe.frames import OrthoplexFrame as OrthoplexFrame
@@ -50,6 +53,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from equiframe.imbalance import long_tail_indices as long_tail_indices
     from equiframe.imbalance import stratified_split as stratified_split
     from equiframe.imbalance import subset_indices as subset_indices
+    from equiframe.losses import AngularRegression as AngularRegression
     from equiframe.losses import BalancedSoftmax as BalancedSoftmax
     from equiframe.losses import CrossEntropy as CrossEntropy
     from equiframe.losses import DotRegression as DotRegression

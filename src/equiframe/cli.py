@@ -159,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except PermissionError as error:
-        print(f"equiframe: no permission: {error.filename}", file=sys.stderr)
+        print(f"equiframe: no permission: {error.filename or error}", file=sys.stderr)
         return 2
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from equiframe.angular import angular_regression
 from equiframe.errors import InputError, unknown
 from equiframe.heads import FrameHead, HeadOutput
 
@@ -258,3 +259,16 @@ class ReleasedDotRegression(DotRegression):
     def _loss(self, products: Tensor, output: HeadOutput, head: FrameHead) -> Tensor:
         lengths = torch.linalg.vector_norm(output.features, dim=1)
         return released_dot_regression(products, lengths, e_w=head.e_w, length_penalty=self.length_penalty)
+
+
+class AngularRegression(Loss):
+    """`angular_regression` with s = √(E_W E_H): dot regression's optimum and pull, with a linear rate at every s."""
+
+    def per_target(self, output: HeadOutput, targets: Tensor) -> Tensor:
+        head = _frame_head(output, self)
+        return angular_regression(output.features, head.vectors(targets), scale=math.sqrt(head.e_w * head.e_h))
+
+    def per_class(self, output: HeadOutput) -> Tensor:
+        head = _frame_head(output, self)
+        classes = torch.arange(head.num_classes, device=output.features.device)
+        return torch.stack([self.per_target(output, k.expand(len(output.features))) for k in classes], dim=1)

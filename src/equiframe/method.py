@@ -14,6 +14,7 @@ from torch import Tensor
 from equiframe.errors import InputError, unknown
 from equiframe.heads import CosineHead, FrameHead, Head, LinearHead
 from equiframe.losses import (
+    AngularRegression,
     BalancedSoftmax,
     CrossEntropy,
     DotRegression,
@@ -34,6 +35,7 @@ LOSSES: dict[str, tuple[type[Loss], dict[str, object]]] = {  # loss → its clas
     "balanced-softmax": (BalancedSoftmax, {"label_smoothing": 0.0}),
     "logit-adjusted": (LogitAdjustedCrossEntropy, {"tau": 1.0, "label_smoothing": 0.0}),
     "dr": (DotRegression, {}),
+    "angular": (AngularRegression, {}),
     "dr-released": (ReleasedDotRegression, {"length_penalty": 0.0}),
 }
 _EVERY_LOSS = {"class_weighting": "none"}
@@ -85,6 +87,14 @@ METHODS: dict[str, Method] = {
         "fixed frame, the authors' released loss with its per-batch E_W",
         {"head": "frame", "loss": "dr-released", "class_weighting": "batch-balanced"},
     ),
+    "etf-angular": Method(
+        "fixed frame, regression of the angle (pull only, converges linearly; docs/theory.md), unweighted",
+        {"head": "frame", "loss": "angular"},
+    ),
+    "etf-angular-balanced": Method(
+        "fixed frame, regression of the angle averaged over the classes of a batch",
+        {"head": "frame", "loss": "angular", "class_weighting": "batch-balanced"},
+    ),
 }
 
 
@@ -106,7 +116,7 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
         raise unknown("head", head, HEADS)
     if loss not in LOSSES:
         raise unknown("loss", loss, LOSSES)
-    if loss.startswith("dr") and head != "frame":
+    if loss in ("dr", "dr-released", "angular") and head != "frame":
         raise InputError(f"loss {loss!r} pulls features to fixed class vectors and needs head 'frame', not {head!r}")
     known = {**HEADS[head], **LOSSES[loss][1], **_EVERY_LOSS}
     for name in given:

@@ -6,6 +6,7 @@ All of them hold one and the same flat state (`ClassStatistics.state`), whose re
 
 Import this module by its name: it is not part of ``equiframe.collapse``, because torchmetrics takes seconds to import.
 
+>>> import torch
 >>> from torchmetrics import MetricCollection
 >>> from equiframe.collapse.metrics import NC1, NC2Angle
 >>> metrics = MetricCollection([NC1(num_classes=3, dim=4), NC2Angle(num_classes=3, dim=4)])

@@ -5,10 +5,12 @@ Every source becomes a `Dataset` of `ImageSet`s, which hold either pixels (uint8
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -177,7 +179,8 @@ def _load_torchvision(name: str, root: Path, download: bool) -> Dataset:
 
     def open_split(make, **kwargs):
         try:
-            return make(str(root), download=download, **kwargs)
+            with contextlib.redirect_stdout(sys.stderr):  # stdout is for results
+                return make(str(root), download=download, **kwargs)
         except RuntimeError as error:
             raise InputError(f"{name} is not under --data-root {root}; add --download ({error})") from error
         except OSError as error:
@@ -222,8 +225,12 @@ def _subfolders(path: Path) -> list[Path]:
 
 def list_images(path: Path) -> list[Path]:
     """All image files under a folder, by extension, in name order; hidden files and folders are left out."""
+
+    def unreadable(error: OSError) -> None:
+        raise error
+
     found = []
-    for folder, inside, files in os.walk(path):
+    for folder, inside, files in os.walk(path, onerror=unreadable):
         inside[:] = [name for name in inside if not name.startswith(".")]
         found += [Path(folder, f) for f in files if f.lower().endswith(EXTENSIONS) and not f.startswith(".")]
     return sorted(found)

@@ -4,7 +4,7 @@
 answer; `claim_c1` … `claim_c3` judge the paper's claims; `run` is the verb ``equiframe peeled``.
 """
 
-from equiframe.peeled.angular import angular_regression, cosine_regression
+from equiframe.angular import angular_regression, cosine_regression
 from equiframe.peeled.claims import Verdict, claim_c1, claim_c2, claim_c3, theorem1_value
 from equiframe.peeled.cli import run
 from equiframe.peeled.collapse_theory import StepProblem, collapse_threshold, minor_cosine, optimal_value
