@@ -7,7 +7,8 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test lint format clean
 
 demo: $(STAMP)
-	$(BIN)/equiframe compare digits --imbalance 50 --methods ce,etf-la --seeds 0,1,2 --out runs/demo
+	$(BIN)/equiframe compare digits --imbalance 50 --methods ce,balanced-softmax,etf-la --seeds 0,1,2 \
+		--validation 0 --epochs 12 --batch-size 32 --lr 0.05 --out runs/demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2

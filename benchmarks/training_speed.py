@@ -28,7 +28,8 @@ from equiframe.model import build_classifier
 from equiframe.numerics import choose_numerics
 from equiframe.recipe import Recipe
 from equiframe.runs import environment
-from equiframe.train import Trainer, make_loader, settle
+from equiframe.tracking import make_loader
+from equiframe.train import Trainer, settle
 
 
 class PilImages(torch.utils.data.Dataset):

@@ -40,7 +40,7 @@ def test_train_prints_a_table_and_tells_its_progress_on_stderr(tmp_path, capsys,
     assert f"{100 * metrics['top1']:.1f}" in out
     lines = error.splitlines()
     assert lines[-1] == f"saved in {tmp_path / 'run'}"
-    assert re.match(r"epoch 1/2: loss \d\.\d{4}, validation macro \d+\.\d %, \d+ images/s$", lines[-3])
+    assert re.match(r"epoch 1/2: loss \d\.\d{4}, validation macro \d+\.\d %, \d+ images/s$", lines[-4])
     assert "\r" not in error
     assert "\x1b" not in error
 
@@ -128,7 +128,7 @@ def test_compare(tmp_path, capsys, flags):
     assert "[4/4] etf-dr, seed 1" in error
     code, again, error = run(capsys, *command, "--json")
     assert json.loads(again) == json.loads((tmp_path / "g" / "comparison.json").read_text())
-    assert error == f"saved in {tmp_path / 'g'}\n"
+    assert error.splitlines() == [f"report: {tmp_path / 'g' / 'report.html'}", f"saved in {tmp_path / 'g'}"]
 
 
 # --- evaluate and predict ---------------------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ from conftest import tiny_flags, write_class
 from equiframe.backbones import make_backbone
 from equiframe.data.prepare import prepare_data
 from equiframe.errors import InputError
+from equiframe.measure import evaluate_run
 from equiframe.method import METHODS
 from equiframe.model import build_classifier, load_classifier
 from equiframe.numerics import choose_device, choose_numerics, fast_bfloat16
 from equiframe.recipe import Recipe
 from equiframe.runs import RunFolder
-from equiframe.train import Interrupted, Trainer, evaluate_run, finish, learning_rate, settle, train
+from equiframe.train import Interrupted, Trainer, finish, learning_rate, settle, train
 
 TIMING = ("seconds", "images_per_second")
 

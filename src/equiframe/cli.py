@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import json
+import math
 import os
 import sys
 import time
@@ -24,6 +25,7 @@ _GROUPS = (
     ("method", "method"),
     ("backbone", "network"),
     ("epochs", "optimisation"),
+    ("track", "records"),
     ("device", "machine"),
 )
 
@@ -116,7 +118,21 @@ def _parser() -> _Parser:
     )
     sub = verb("evaluate", _evaluate, "measure a finished run again, on its own test images")
     sub.add_argument("run", metavar="RUN", help="a run folder")
+    sub.add_argument("--collapse", action="store_true", help="also every measure of neural collapse")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
+    sub = verb("report", _report, "write one HTML page about finished runs")
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders of runs such as a comparison's")
+    sub.add_argument("--out", metavar="FILE.html", help="where to write the page [report.html in the first folder]")
+    sub.add_argument("--figures", metavar="DIR", help="also write each figure as PNG, SVG and PDF")
+    sub = verb("collapse", _collapse, "measure neural collapse of features from anywhere")
+    sub.add_argument(
+        "features",
+        metavar="FEATURES.npz",
+        help="arrays features (N, D) and labels (N,); optional class_vectors (K, D), bias (K,), logits (N, K)",
+    )
+    sub.add_argument(
+        "--center", default="class", help="global mean: of the class means, or of all samples: class, sample"
+    )
     sub = verb("predict", _predict, "classify images with a finished run")
     sub.add_argument("run", metavar="RUN", help="a run folder")
     sub.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+", help="images, or folders of images")
@@ -128,6 +144,8 @@ def _parser() -> _Parser:
     sub.add_argument("num_classes", metavar="K", type=int)
     sub.add_argument("dim", metavar="D", type=int)
     sub.add_argument("--geometry", default="auto", help="auto, simplex, orthoplex [auto]")
+    sub.add_argument("--plot", metavar="FILE", help="draw it (png, svg, pdf): arrows for D = 3, else the cosines")
+    verbs.add_parser("peeled", add_help=False, help="the layer-peeled model: solve it, or judge a claim of the paper")
     return parser
 
 
@@ -137,7 +155,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character is no reason to lose a result
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        arguments, rest = parser.parse_known_args(argv)
+        words = list(sys.argv[1:] if argv is None else argv)
+        if words[:1] == ["peeled"]:  # has a parser of its own, and torch behind it
+            from equiframe.peeled import run
+
+            run(words[1:])
+            return 0
+        arguments, rest = parser.parse_known_args(words)
         if arguments.version:
             from equiframe import __version__
 
@@ -234,15 +258,19 @@ class _Reporter:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, caption=caption or None, title_justify="left", caption_justify="left")
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 110).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    console.print(table)
+    if caption:
+        console.print(caption, style="dim", highlight=False)
 
 
 def _percent(value: float | None) -> str:
@@ -270,9 +298,16 @@ def _train(arguments: argparse.Namespace) -> int:
     except Interrupted:
         reporter.say(f"stopped and saved in {out}; continue with: equiframe train {recipe.data} … --out {out} --resume")
         return 130
+    reporter.say(f"report: {_write_report([out], out)}")
     reporter.say(f"saved in {out}")
     print(json.dumps(metrics)) if arguments.json else _print_metrics(metrics, str(out))
     return 0
+
+
+def _write_report(runs: Sequence[Path], folder: Path) -> Path:
+    from equiframe.report import find_runs, write_report
+
+    return write_report(find_runs(runs), folder / "report.html")
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -291,6 +326,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     except Interrupted:
         reporter.say(f"stopped and saved in {out}; the same command continues")
         return 130
+    reporter.say(f"report: {_write_report([out / m for m in methods], out)}")
     reporter.say(f"saved in {out}")
     if arguments.json:
         print(json.dumps(content))
@@ -304,10 +340,61 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from equiframe.train import evaluate_run
+    from equiframe.measure import evaluate_run
 
-    metrics = evaluate_run(arguments.run, device=arguments.device)
-    print(json.dumps(metrics)) if arguments.json else _print_metrics(metrics, arguments.run)
+    metrics = evaluate_run(arguments.run, device=arguments.device, full=arguments.collapse)
+    if arguments.json:
+        print(json.dumps(metrics))
+        return 0
+    _print_metrics(metrics, arguments.run)
+    if arguments.collapse:
+        known = {
+            "top1",
+            "macro",
+            "many",
+            "medium",
+            "few",
+            "head",
+            "middle",
+            "tail",
+            "worst",
+            "ece",
+            "nll",
+            "temperature",
+        }
+        _print_values({k: v for k, v in metrics.items() if isinstance(v, float) and k not in known}, "neural collapse")
+    return 0
+
+
+def _print_values(values: dict[str, float | None], title: str) -> None:
+    rows = [[name, "–" if value is None else f"{value:.6g}"] for name, value in values.items()]
+    _print_table(title, ["measure", "value"], rows)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from equiframe.report import find_runs, write_figures, write_report
+
+    runs = find_runs(arguments.runs)
+    written = [write_report(runs, arguments.out or Path(arguments.runs[0]) / "report.html")]
+    if arguments.figures:
+        written += write_figures(runs, arguments.figures)
+    if arguments.json:
+        print(json.dumps([str(path) for path in written]))
+    elif not arguments.quiet:
+        figures = f", and {len(written) - 1} figure files in {arguments.figures}" if arguments.figures else ""
+        print(f"{len(runs)} run{'s' if len(runs) != 1 else ''} in {written[0]}{figures}", file=sys.stderr)
+    return 0
+
+
+def _collapse(arguments: argparse.Namespace) -> int:
+    from equiframe.collapse.files import load_features, measure_features
+
+    values = measure_features(load_features(arguments.features), center=arguments.center)
+    values = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    if arguments.json:
+        print(json.dumps(values))
+    else:
+        _print_values(values, f"{arguments.features}, global mean: {arguments.center}")
     return 0
 
 
@@ -357,13 +444,24 @@ def _frame(arguments: argparse.Namespace) -> int:
     if geometry not in GEOMETRIES:
         raise unknown("geometry", geometry, ["auto", *GEOMETRIES])
     frame = GEOMETRIES[geometry](arguments.num_classes, arguments.dim)
-    described = {"geometry": geometry, "num_classes": frame.num_classes, "dim": frame.dim, "coherence": frame.coherence}
+    best = geometry == choose_geometry(arguments.num_classes, arguments.dim)
+    described = {
+        "geometry": geometry,
+        "num_classes": frame.num_classes,
+        "dim": frame.dim,
+        "coherence": frame.coherence,
+        "optimal": best,
+    }
+    if arguments.plot:
+        from equiframe.report.figures import save_frame_figure
+
+        save_frame_figure(frame, arguments.plot)
     if arguments.json:
         print(json.dumps(described))
     else:
         print(
             f"{geometry} frame: {frame.num_classes} unit vectors in R^{frame.dim}, "
-            f"largest cosine {frame.coherence:.6g} (optimal)"
+            f"largest cosine {frame.coherence:.6g}" + (" (no smaller one is possible)" if best else "")
         )
     return 0
 

@@ -172,7 +172,13 @@ def cosine_matrix(vectors: Tensor, order: Sequence[int], *, at_most: int = 100) 
 
 
 def confident_errors(
-    probabilities: Tensor, labels: Tensor, images: ImageSet, class_names: Sequence[str], *, num: int = 24, side: int = 64
+    probabilities: Tensor,
+    labels: Tensor,
+    images: ImageSet,
+    class_names: Sequence[str],
+    *,
+    num: int = 24,
+    side: int = 64,
 ) -> list[dict[str, object]]:
     """The wrongly classified images with the most probable wrong class: names, probability, a thumbnail as data URI."""
     confidence, predicted = probabilities.max(1)

@@ -7,6 +7,7 @@ emitted: a count is capped at what exists.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -47,7 +48,7 @@ def class_profile(
     elif ratio == 1:
         counts = [int(max_count)] * num_classes
     else:
-        scale = (num_classes - 1) / (ratio ** (1 / power) - 1)
+        scale = (num_classes - 1) / math.expm1(math.log(ratio) / power)
         # the last class is n_max/R by construction; rounding guards it against 49.999…
         counts = [int(round(max_count * (1 + k / scale) ** -power, 9)) for k in range(num_classes)]
     if min(counts) < 1:

@@ -68,6 +68,11 @@ class Recipe:
     )
     warmup: float = _option(0.025, "share of the run with linearly rising learning rate")
     seed: int = _option(0, "seed of the frame, the weights and the order of data")
+    # records
+    track: str = _option(
+        "collapse", "recorded each epoch: none, collapse (on up to 2,000 images), collapse-all, gradients; with commas"
+    )
+    log: str = _option("none", "live view: tensorboard writes events into the run folder", ("none", "tensorboard"))
     # machine
     device: str = _option("auto", "cpu, cuda, cuda:1, mps")
     precision: str = _option("auto", "auto: the fastest of a short trial", ("auto", "float32", "bfloat16"))

@@ -13,19 +13,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from equiframe import evaluate
 from equiframe.backbones import check_backbone
 from equiframe.data.batches import Loader
 from equiframe.data.prepare import PreparedData, prepare_data
-from equiframe.data.sources import ImageSet
 from equiframe.errors import InputError
 from equiframe.heads import training_parameters
 from equiframe.losses import Targets
+from equiframe.measure import measure
 from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
-from equiframe.model import Classifier, ModelCard, build_classifier, load_classifier, save_classifier
+from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
 from equiframe.numerics import Numerics, choose_numerics
 from equiframe.recipe import Recipe
 from equiframe.runs import RunFolder, environment, settings_that_differ
+from equiframe.tracking import Tracker, event_writer, make_loader
 
 Progress = Callable[[dict], None]
 
@@ -180,15 +180,6 @@ def settle(recipe: Recipe, data: PreparedData) -> tuple[Recipe, ModelCard]:
     return recipe, card
 
 
-def make_loader(images: ImageSet, card: ModelCard, numerics: Numerics, recipe: Recipe, **training: object) -> Loader:
-    """A loader as a model card wants its images."""
-    return Loader(
-        images, batch_size=recipe.batch_size, image_size=card.image_size, mean=card.mean, std=card.std,
-        device=numerics.device, memory_format=numerics.torch_memory_format, workers=recipe.workers,
-        stream=recipe.data_mode == "stream", **training,
-    )  # fmt: skip
-
-
 def train(
     recipe: Recipe,
     out: str | Path,
@@ -242,12 +233,12 @@ def train(
     loader = make_loader(
         data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, seed=recipe.seed
     )
-    validation = None if data.val is None else make_loader(data.val, card, numerics, recipe)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
     )
     criterion = build_loss(card.method_fields, card.train_counts).to(numerics.device)
+    tracker = Tracker(recipe, model, criterion, data, card, numerics)
     trainer = Trainer(recipe, model, criterion, optimizer, loader, numerics)
     try:
         if checkpoint is None:
@@ -257,18 +248,17 @@ def train(
             _load_checkpoint(folder, trainer, checkpoint)
             say(f"continuing at epoch {trainer.epoch + 1}, step {trainer.step}")
         folder.rewind_history(trainer.epoch)
-        _train_epochs(trainer, folder, validation, card, progress)
+        _train_epochs(trainer, folder, tracker, progress)
     except InputError:
         folder.discard()
         raise
     return finish(folder, model, card, data, numerics, recipe)
 
 
-def _train_epochs(
-    trainer: Trainer, folder: RunFolder, validation: Loader | None, card: ModelCard, progress: Progress
-) -> None:
+def _train_epochs(trainer: Trainer, folder: RunFolder, tracker: Tracker, progress: Progress) -> None:
     """Train to the end, with a line of history and a checkpoint after each epoch and when somebody wants to stop."""
     epochs = trainer.recipe.epochs
+    write_event = event_writer(trainer.recipe.log, str(folder.path / "tensorboard"))
     with _stop_on_signals() as stop_requested:
         while trainer.epoch < epochs:
             try:
@@ -276,11 +266,9 @@ def _train_epochs(
             except Interrupted:
                 folder.save_checkpoint(trainer.state())
                 raise
-            if validation is not None:
-                outputs = evaluate.collect(trainer.model, validation, autocast=trainer.numerics.autocast)
-                measures = evaluate.accuracy_measures(outputs.logits.argmax(1), outputs.labels, card.train_counts)
-                record |= {"val_top1": measures["top1"], "val_macro": measures["macro"]}
+            record |= tracker.record()
             folder.append_history(record)
+            write_event(record)
             folder.save_checkpoint(trainer.state())
             progress(record | {"epochs": epochs, "done": True})
             if stop_requested() and trainer.epoch < epochs:
@@ -302,82 +290,20 @@ def _load_checkpoint(folder: RunFolder, trainer: Trainer, checkpoint: dict) -> N
 def finish(
     folder: RunFolder, model: Classifier, card: ModelCard, data: PreparedData, numerics: Numerics, recipe: Recipe
 ) -> dict[str, object]:
-    """Fit the temperature, test once, write ``model.*`` and ``metrics.json``. The last epoch's weights are used."""
-    card, metrics = measure(model, card, data, numerics, recipe)
+    """Fit the temperature, test once, write ``model.*``, ``details.json`` and ``metrics.json``. The last epoch's weights
+    are used."""
+    measured = measure(model, card, data, numerics, recipe)
     history = folder.history()
-    metrics["seconds"] = round(sum(r["seconds"] for r in history), 3)
-    metrics["images_per_second"] = round(sum(r["images_per_second"] for r in history) / max(len(history), 1), 1)
-    metrics["epochs"], metrics["selected"] = len(history), "last epoch"
-    save_classifier(model, card, folder.write)
+    metrics = measured.metrics | {
+        "seconds": round(sum(r["seconds"] for r in history), 3),
+        "images_per_second": round(sum(r["images_per_second"] for r in history) / max(len(history), 1), 1),
+        "epochs": len(history),
+        "selected": "last epoch",
+    }
+    save_classifier(model, measured.card, folder.write)
+    folder.write_json("details.json", measured.details)
     folder.write_json("metrics.json", metrics)
     return metrics
-
-
-def measure(
-    model: Classifier, card: ModelCard, data: PreparedData, numerics: Numerics, recipe: Recipe
-) -> tuple[ModelCard, dict[str, object]]:
-    """All measures of a trained model, and its card with the temperature filled in.
-
-    The temperature comes from validation images; where there are none, from the training images (then it is too
-    confident, and ``temperature_from`` says so). Raw cosines are never called probabilities.
-    """
-    from dataclasses import replace
-
-    from equiframe.collapse import ClassStatistics, collapse_measures, nc4
-
-    def outputs_on(name: str, images: ImageSet, **options: object) -> evaluate.Outputs:
-        loader = make_loader(images, card, numerics, recipe)
-        outputs = evaluate.collect(model, loader, autocast=numerics.autocast, **options)
-        if not outputs.logits.isfinite().all():
-            raise InputError(
-                f"the model's outputs on {name} images are not finite; try a lower --lr than {recipe.lr:g}"
-            )
-        return outputs
-
-    size = len(card.class_names), model.head.dim
-    statistics = ClassStatistics(*size, device=numerics.device)
-    fitted_on = outputs_on("training", data.train, statistics=statistics)
-    decided = ClassStatistics(*size, within="none", class_means=statistics.class_means, device=numerics.device)
-    outputs_on("training", data.train, statistics=decided, decisions=True)  # NC4 needs the means of the first pass
-    if data.val is not None:
-        fitted_on = outputs_on("validation", data.val)
-    temperature = evaluate.fit_temperature(fitted_on.logits, fitted_on.labels)
-    card = replace(card, temperature=temperature, temperature_from="train" if data.val is None else "validation")
-    outputs = outputs_on("test", data.test)
-    predictions = outputs.logits.argmax(1)
-    bias = model.head.class_bias()
-    collapse = collapse_measures(
-        statistics, model.head.class_vectors().detach(), None if bias is None else bias.detach()
-    ) | {"nc4": nc4(decided)}
-    return card, {
-        **evaluate.accuracy_measures(predictions, outputs.labels, card.train_counts),
-        **evaluate.calibration_measures(outputs.logits, outputs.labels, temperature),
-        **{name: value if math.isfinite(value) else None for name, value in collapse.items()},
-        "num_train": len(data.train),
-        "num_test": len(data.test),
-        "evaluated_on": data.test_is,
-        "temperature": temperature,
-        "temperature_from": card.temperature_from,
-        "classes": evaluate.class_table(predictions, outputs.labels, card.class_names, card.train_counts),
-    }
-
-
-def evaluate_run(run: str | Path, *, device: str = "auto") -> dict[str, object]:
-    """Measure a finished run again: its saved model on its own images (``split.json``), nothing written.
-
-    Raises:
-        InputError: if the folder is not a finished run, or its data has changed.
-    """
-    folder = RunFolder(run)
-    model, card = load_classifier(run)
-    recipe = folder.recipe().with_(device=device, split=str(folder.path / "split.json"))
-    data = prepare_data(recipe)
-    numerics = choose_numerics(
-        model, card.image_size, recipe.batch_size,
-        device=recipe.device, precision=recipe.precision, memory_format=recipe.memory_format,
-    )  # fmt: skip
-    model.to(numerics.device, memory_format=numerics.torch_memory_format)
-    return measure(model, card, data, numerics, recipe)[1]
 
 
 def _describe(card, model, trainable, numerics, data) -> list[str]:

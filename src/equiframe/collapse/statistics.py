@@ -141,6 +141,11 @@ class ClassStatistics:
         return NearestMean(class_means.to(self.device))
 
     @property
+    def knows_means(self) -> bool:
+        """Whether `update` can count NC4, having been given class means."""
+        return self._nearest is not None
+
+    @property
     def device(self) -> torch.device:
         return self._state.device
 

@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from equiframe.errors import InputError
 from equiframe.frames import Frame
 from equiframe.report.runs import Group
 
@@ -264,3 +265,18 @@ def frame_figure(frame: Frame, *, at_most: int = 400) -> Figure:
             figure.colorbar(image, ax=axes, shrink=0.8, label="cosine", ticks=[-1, -0.5, 0, 0.5, 1])
         figure.suptitle(title, fontsize=9.5)
     return figure
+
+
+def save_frame_figure(frame: Frame, path: str) -> None:
+    """Write `frame_figure` as the kind of file that the ending names."""
+    kinds = plt.gcf().canvas.get_supported_filetypes()
+    plt.close()
+    if path.rsplit(".", 1)[-1].lower() not in kinds or "." not in path:
+        raise InputError(f"cannot draw {path}: its ending must be one of {', '.join(sorted(kinds))}")
+    figure = frame_figure(frame)
+    try:
+        figure.savefig(path, dpi=160, facecolor="white")
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        plt.close(figure)

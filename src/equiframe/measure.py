@@ -1,0 +1,100 @@
+"""All measures of a trained model, on its own training, validation and test images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from equiframe import evaluate
+from equiframe.collapse import ClassStatistics, collapse_measures, nc4
+from equiframe.data.prepare import PreparedData, prepare_data
+from equiframe.data.sources import ImageSet
+from equiframe.errors import InputError
+from equiframe.model import Classifier, ModelCard, load_classifier
+from equiframe.numerics import Numerics, choose_numerics
+from equiframe.recipe import Recipe
+from equiframe.runs import RunFolder
+from equiframe.tracking import finite, make_loader, tail_angles, tail_mask
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured: the card with its temperature, ``metrics.json``, and what only pictures need."""
+
+    card: ModelCard
+    metrics: dict[str, object]
+    details: dict[str, object]
+
+
+def measure(
+    model: Classifier, card: ModelCard, data: PreparedData, numerics: Numerics, recipe: Recipe, *, full: bool = False
+) -> Measured:
+    """Accuracy, calibration and collapse of a trained model.
+
+    NC1–NC4 are those of the training images (NC4: agreement with the nearest of their class means), ``full`` adds all
+    other measures of collapse. The temperature comes from validation images; where there are none, from the training images (then it is too
+    confident, and ``temperature_from`` says so). Raw cosines are never called probabilities.
+    """
+
+    def outputs_on(name: str, images: ImageSet, **options: object) -> evaluate.Outputs:
+        loader = make_loader(images, card, numerics, recipe)
+        outputs = evaluate.collect(model, loader, autocast=numerics.autocast, **options)
+        if not outputs.logits.isfinite().all():
+            raise InputError(
+                f"the model's outputs on {name} images are not finite; try a lower --lr than {recipe.lr:g}"
+            )
+        return outputs
+
+    size = len(card.class_names), model.head.dim
+    statistics = ClassStatistics(*size, device=numerics.device)
+    fitted_on = outputs_on("training", data.train, statistics=statistics)
+    decided = ClassStatistics(*size, within="none", class_means=statistics.class_means, device=numerics.device)
+    outputs_on("training", data.train, statistics=decided, decisions=True)  # NC4 needs the means of the first pass
+    if data.val is not None:
+        fitted_on = outputs_on("validation", data.val)
+    temperature = evaluate.fit_temperature(fitted_on.logits, fitted_on.labels)
+    card = replace(card, temperature=temperature, temperature_from="train" if data.val is None else "validation")
+    outputs = outputs_on("test", data.test)
+    predictions = outputs.logits.argmax(1)
+    bias, vectors = model.head.class_bias(), model.head.class_vectors().detach()
+    collapse = collapse_measures(
+        statistics,
+        vectors,
+        None if bias is None else bias.detach(),
+        few=tail_mask(card.train_counts),
+        full=full,
+    )
+    collapse |= {"nc4": nc4(decided)} | tail_angles(statistics, vectors, card.train_counts)
+    metrics = {
+        **evaluate.accuracy_measures(predictions, outputs.labels, card.train_counts),
+        **evaluate.calibration_measures(outputs.logits, outputs.labels, temperature),
+        **finite(collapse),
+        "num_train": len(data.train),
+        "num_test": len(data.test),
+        "evaluated_on": data.test_is,
+        "temperature": temperature,
+        "temperature_from": card.temperature_from,
+        "classes": evaluate.class_table(predictions, outputs.labels, card.class_names, card.train_counts),
+    }
+    details = evaluate.picture_details(
+        outputs, temperature, statistics, vectors, data.test, card.class_names, card.train_counts
+    )
+    return Measured(card, metrics, details)
+
+
+def evaluate_run(run: str | Path, *, device: str = "auto", full: bool = False) -> dict[str, object]:
+    """Measure a finished run again: its saved model on its own images (``split.json``), nothing written.
+
+    Raises:
+        InputError: if the folder is not a finished run, or its data has changed.
+    """
+    folder = RunFolder(run)
+    model, card = load_classifier(run)
+    recipe = folder.recipe().with_(device=device, split=str(folder.path / "split.json"))
+    data = prepare_data(recipe)
+    numerics = choose_numerics(
+        model, card.image_size, recipe.batch_size,
+        device=recipe.device, precision=recipe.precision, memory_format=recipe.memory_format,
+    )  # fmt: skip
+    model.to(numerics.device, memory_format=numerics.torch_memory_format)
+    return measure(model, card, data, numerics, recipe, full=full).metrics
