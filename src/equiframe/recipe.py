@@ -116,6 +116,7 @@ class Recipe:
 
 
 FIELD_NAMES = tuple(f.name for f in fields(Recipe))
+WITHOUT_EFFECT = ("workers", "data_root", "download", "track", "log")  # fields that do not decide the result
 
 
 def _typed(name: str, value: object, hint: object) -> object:

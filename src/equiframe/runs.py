@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from equiframe.errors import InputError
-from equiframe.recipe import Recipe, dump_recipe, load_recipe
+from equiframe.recipe import WITHOUT_EFFECT, Recipe, dump_recipe, load_recipe
 
 
 def atomic_write(path: Path, content: bytes | str) -> None:
@@ -204,7 +204,6 @@ class RunFolder:
         return (self.path / "metrics.json").is_file()
 
 
-_IRRELEVANT = ("workers", "data_root", "download")  # fields that do not decide the result
 MACHINE_FIELDS = ("device", "precision", "memory_format")
 
 
@@ -231,7 +230,7 @@ def settings_that_differ(earlier: Recipe, asked: Recipe, left_open: Sequence[str
         f"{name} was {old[name]!r}, now {new[name]!r}"
         for name in old
         if not same(name, old[name], new[name])
-        and name not in _IRRELEVANT
+        and name not in WITHOUT_EFFECT
         and not (new[name] in ("auto", None) and name in (*MACHINE_FIELDS, *left_open))
     )
 

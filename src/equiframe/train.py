@@ -23,7 +23,7 @@ from equiframe.measure import measure
 from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
 from equiframe.numerics import Numerics, choose_numerics
-from equiframe.recipe import Recipe
+from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import RunFolder, environment, settings_that_differ
 from equiframe.tracking import Tracker, event_writer, make_loader
 
@@ -210,7 +210,7 @@ def train(
         return folder.read_json("metrics.json")
     asked, checkpoint = recipe, None
     if earlier is not None:  # the run goes on as it was settled then
-        recipe = earlier.with_(**{name: getattr(recipe, name) for name in ("workers", "data_root", "download")})
+        recipe = earlier.with_(**{name: getattr(recipe, name) for name in WITHOUT_EFFECT})
     data = data or prepare_data(recipe, say)
     if earlier is not None:
         folder.check_split(data.manifest)

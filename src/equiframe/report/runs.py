@@ -84,9 +84,10 @@ def find_runs(paths: Sequence[str | Path]) -> list[RunData]:
 def _read(folder: RunFolder) -> RunData:
     metrics = folder.read_json("metrics.json")
     details = folder.read_json("details.json") if (folder.path / "details.json").is_file() else {}
+    split = folder.read_json("split.json") if (folder.path / "split.json").is_file() else {}
     return RunData(
         folder.path, folder.recipe(), metrics, folder.history(), details,
-        folder.read_json("environment.json"), folder.read_json("split.json")["hash"],
+        folder.read_json("environment.json"), split.get("hash", "not kept"),
     )  # fmt: skip
 
 
