@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 demo: $(STAMP)
 	$(BIN)/equiframe compare digits --imbalance 50 --methods ce,balanced-softmax,etf-la --seeds 0,1,2 \
-		--validation 0 --epochs 12 --batch-size 32 --lr 0.05 --out runs/demo
+		--validation 0 --epochs 10 --batch-size 32 --lr 0.05 --out runs/demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
