@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -78,26 +79,33 @@ def choose_numerics(
     if len(candidates) == 1:
         return candidates[0]
     with torch.random.fork_rng([where] if where.type == "cuda" else []):
-        speeds = [_images_per_second(model, candidate, image_size, min(batch_size, 128)) for candidate in candidates]
+        batch = min(batch_size, 128)
+        steps = [_trial_step(model, candidate, image_size, batch) for candidate in candidates]
+        seconds: list[list[float]] = [[] for _ in steps]
+        for _ in range(3):  # in turn, so that a busy moment of the machine does not decide; the best of each counts
+            for times, step in zip(seconds, steps, strict=True):
+                started = time.perf_counter()
+                step()
+                times.append(time.perf_counter() - started)
+    speeds = [batch / min(times) for times in seconds]
     best = candidates[speeds.index(max(speeds))]
     trial = {f"{c.precision} {c.memory_format}": round(s, 1) for c, s in zip(candidates, speeds, strict=True)}
     return Numerics(where, best.precision, best.memory_format, trial)
 
 
-def _images_per_second(model: Classifier, numerics: Numerics, size: int, batch: int, *, repeats: int = 2) -> float:
-    """Best of a few forward and backward passes of the backbone, after one to warm up."""
+def _trial_step(model: Classifier, numerics: Numerics, size: int, batch: int) -> Callable[[], None]:
+    """A forward and a backward pass of a copy of the backbone, as a function."""
     backbone = copy.deepcopy(model.backbone).to(numerics.device, memory_format=numerics.torch_memory_format).train()
     head = LinearHead(backbone.num_features, 2).to(numerics.device)
     images = torch.randn(batch, 3, size, size, device=numerics.device)
     images = images.contiguous(memory_format=numerics.torch_memory_format)
     targets = torch.arange(batch, device=numerics.device) % 2
-    seconds = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
+
+    def step() -> None:
         with numerics.autocast():
             features = backbone(images)
         cross_entropy(head(features).logits, targets).mean().backward()
         if numerics.device.type == "cuda":
             torch.cuda.synchronize(numerics.device)
-        seconds.append(time.perf_counter() - started)
-    return batch / min(seconds[1:])
+
+    return step
