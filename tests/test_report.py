@@ -113,7 +113,7 @@ def test_page_is_whole_safe_and_answers_in_order(comparison, tmp_path):
     assert "script" not in page.tags
     assert "i" not in page.tags
     assert "&lt;script&gt;document.title" in html
-    assert page.tags.count("svg") == 6
+    assert page.tags.count("svg") == 6, "no gradients were tracked"
     assert "prefers-color-scheme: dark" in html
     assert "viewport" in html
 

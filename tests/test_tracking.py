@@ -153,7 +153,7 @@ def test_collapse_of_features_from_anywhere(tmp_path, capsys):
         ({"features": np.zeros((3, 2)), "labels": np.array([0, -1, 1])}, "must be 3 whole numbers from 0"),
         ({"features": np.zeros(3), "labels": np.zeros(3, int)}, "must be floating (N, D)"),
         ({"features": np.zeros((3, 2)), "labels": np.arange(3), "bias": np.zeros(2)}, "bias of"),
-        ({"features": np.array([{}]), "labels": np.zeros(1, int)}, "not a NumPy archive of plain arrays"),
+        ({"features": np.array([{}]), "labels": np.zeros(1, int)}, "is not a NumPy archive (.npz) of plain arrays"),
         ({"features": np.full((4, 2), np.nan), "labels": np.arange(4)}, "NaN or infinite"),
     ],
 )

@@ -1,5 +1,3 @@
-import sys
+from equiframe.cli import command
 
-from equiframe.cli import main
-
-sys.exit(main())
+command()

@@ -10,6 +10,7 @@ import difflib
 import json
 import math
 import os
+import signal
 import sys
 import time
 import typing
@@ -47,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
         return [flag for action in self._actions for flag in action.option_strings]
 
 
-def _recipe_flags(parser: argparse.ArgumentParser) -> None:
+def _recipe_flags(parser: argparse.ArgumentParser, *, without: Sequence[str] = ()) -> None:
     """A flag for every field of the recipe; flags that are not given leave no trace."""
     hints = typing.get_type_hints(Recipe)
     starts = dict(_GROUPS)
@@ -55,7 +56,7 @@ def _recipe_flags(parser: argparse.ArgumentParser) -> None:
     for f in fields(Recipe):
         if f.name in starts:
             group = parser.add_argument_group(starts[f.name])
-        if f.name == "data":
+        if f.name == "data" or f.name in without:
             continue
         default = "" if f.default is None or f.default is False else f" [{f.default}]"
         options: dict = {
@@ -79,7 +80,7 @@ def _whole_numbers(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers like 500,100,20") from error
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers with commas between") from error
 
 
 def _parser() -> _Parser:
@@ -104,7 +105,7 @@ def _parser() -> _Parser:
         sub.add_argument("--json", action="store_true", help="machine-readable results on stdout")
         sub.add_argument("--quiet", action="store_true", help="no progress")
         if recipe:
-            _recipe_flags(sub)
+            _recipe_flags(sub, without=("method", "seed") if name == "compare" else ())
         return sub
 
     sub = verb("train", _train, "train one model into a run folder", recipe=True)
@@ -118,7 +119,8 @@ def _parser() -> _Parser:
     )
     sub = verb("evaluate", _evaluate, "measure a finished run again, on its own test images")
     sub.add_argument("run", metavar="RUN", help="a run folder")
-    sub.add_argument("--collapse", action="store_true", help="also every measure of neural collapse")
+    sub.add_argument("--collapse", action="store_true", help="also every measure of neural collapse (training images)")
+    sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
     sub = verb("report", _report, "write one HTML page about finished runs")
     sub.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders of runs such as a comparison's")
@@ -187,6 +189,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
+def command() -> typing.NoReturn:
+    """`main` as a process of its own. Until training puts its own handler there (which saves), Ctrl-C ends the process at
+    once and in one line: raised as an exception it could land in the middle of a library's import."""
+
+    def leave(signum: int, frame: object) -> typing.NoReturn:
+        os.write(2, b"\nequiframe: interrupted\n")
+        os._exit(130)
+
+    signal.signal(signal.SIGINT, leave)
+    sys.exit(main())
+
+
 def _refuse(word: str, arguments: argparse.Namespace) -> typing.NoReturn:
     if not word.startswith("-"):
         raise InputError(f"unexpected argument {word!r} (see: equiframe {arguments.verb} --help)")
@@ -196,9 +210,12 @@ def _refuse(word: str, arguments: argparse.Namespace) -> typing.NoReturn:
                      f" (see: equiframe {arguments.verb} --help)")  # fmt: skip
 
 
-def _recipe(arguments: argparse.Namespace) -> Recipe:
+def _recipe(arguments: argparse.Namespace, *, saved: bool = False) -> Recipe:
+    """Defaults, then the recipe file (or, with ``saved``, the recipe of the run in ``--out``), then flags."""
     given = {name: getattr(arguments, name) for name in FIELD_NAMES if name != "data" and hasattr(arguments, name)}
     stated = load_recipe(arguments.config) if arguments.config else {}
+    if saved and arguments.out and not arguments.config and (Path(arguments.out) / "recipe.yaml").is_file():
+        stated = load_recipe(Path(arguments.out) / "recipe.yaml")
     if arguments.data is not None:
         given["data"] = arguments.data
     recipe = Recipe(**{**stated, **given})
@@ -257,14 +274,16 @@ class _Reporter:
             print("\r\x1b[K", end="", file=sys.stderr)
 
 
-def _print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "") -> None:
+def _print_table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", *, left=False
+) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        table.add_column(column, justify="left" if i == 0 or left else "right", no_wrap=not left)
     for row in rows:
         table.add_row(*row)
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -284,11 +303,16 @@ def _print_metrics(metrics: dict, title: str) -> None:
         f"percent on {metrics['num_test']:,} {metrics['evaluated_on']} images; "
         f"temperature {metrics['temperature']:.3g} from {metrics['temperature_from']}"
     )
+    if metrics["temperature"] > 500:
+        caption += " (at its limit: the model is no better than chance where it was fitted)"
+    untested = [c["name"] for c in metrics["classes"] if not c["num_test"]]
+    if untested:
+        caption += f"; {len(untested)} of {len(metrics['classes'])} classes have no images there and do not count"
     _print_table(title, COLUMNS, [[_percent(metrics[c]) for c in COLUMNS]], caption)
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    recipe = _recipe(arguments)
+    recipe = _recipe(arguments, saved=arguments.resume)
     out = Path(arguments.out) if arguments.out else _default_out(recipe, recipe.method, f"s{recipe.seed}")
     from equiframe.train import Interrupted, train
 
@@ -296,7 +320,7 @@ def _train(arguments: argparse.Namespace) -> int:
     try:
         metrics = train(recipe, out, resume=arguments.resume, say=reporter.say, progress=reporter.progress)
     except Interrupted:
-        reporter.say(f"stopped and saved in {out}; continue with: equiframe train {recipe.data} … --out {out} --resume")
+        reporter.say(f"stopped and saved in {out}; continue with: equiframe train --resume --out {out}")
         return 130
     reporter.say(f"report: {_write_report([out], out)}")
     reporter.say(f"saved in {out}")
@@ -326,23 +350,25 @@ def _compare(arguments: argparse.Namespace) -> int:
     except Interrupted:
         reporter.say(f"stopped and saved in {out}; the same command continues")
         return 130
-    reporter.say(f"report: {_write_report([out / m for m in methods], out)}")
+    reporter.say(f"report: {_write_report([out], out)}")
     reporter.say(f"saved in {out}")
     if arguments.json:
         print(json.dumps(content))
         return 0
+    seeds = sorted({seed for of_method in content["seeds"].values() for seed in of_method})
+    caption = (
+        f"percent, mean ± sd over seeds {','.join(map(str, seeds))}" if len(seeds) > 1 else f"percent, seed {seeds[0]}"
+    )
     rows = [[m, *(Summary(**row[c]).percent() for c in COLUMNS)] for m, row in content["summary"].items()]
     title = f"{recipe.data}" + (f", imbalance ratio {recipe.imbalance:g}" if recipe.imbalance else "")
-    _print_table(
-        title, ["method", *COLUMNS], rows, f"percent, mean ± sd over seeds {','.join(map(str, arguments.seeds))}"
-    )
+    _print_table(title, ["method", *COLUMNS], rows, caption)
     return 0
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
     from equiframe.measure import evaluate_run
 
-    metrics = evaluate_run(arguments.run, device=arguments.device, full=arguments.collapse)
+    metrics = evaluate_run(arguments.run, device=arguments.device, full=arguments.collapse, data=arguments.data)
     if arguments.json:
         print(json.dumps(metrics))
         return 0
@@ -389,7 +415,11 @@ def _report(arguments: argparse.Namespace) -> int:
 def _collapse(arguments: argparse.Namespace) -> int:
     from equiframe.collapse.files import load_features, measure_features
 
-    values = measure_features(load_features(arguments.features), center=arguments.center)
+    arrays = load_features(arguments.features)
+    try:
+        values = measure_features(arrays, center=arguments.center)
+    except InputError as error:
+        raise InputError(f"{arguments.features}: {error}") from error
     values = {name: value if math.isfinite(value) else None for name, value in values.items()}
     if arguments.json:
         print(json.dumps(values))
@@ -431,7 +461,7 @@ def _methods(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps({name: {"summary": m.summary, **m.fields} for name, m in METHODS.items()}))
     else:
-        _print_table("methods", ["name", "what it is"], [[name, m.summary] for name, m in METHODS.items()])
+        _print_table("methods", ["name", "what it is"], [[name, m.summary] for name, m in METHODS.items()], left=True)
     return 0
 
 
@@ -467,4 +497,4 @@ def _frame(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -33,7 +33,8 @@ def compare(
     one continues. Seeds vary slowest, so that every method has a first result early.
 
     Returns:
-        the content of ``comparison.json``: the recipe, and per method the measures of each seed and their summary.
+        the content of ``comparison.json``: the recipe, and per method the measures of each seed and their summary. It
+        covers all cells of the folder, those of earlier calls with other methods and seeds too.
 
     Raises:
         InputError: wrong input; a cell of ``out`` that another recipe made.
@@ -53,9 +54,13 @@ def compare(
     for cell, path in cells:
         RunFolder(path).check(cell, resume=(path / "recipe.yaml").is_file())
 
+    earlier = _earlier_cells(out)
+    for (method, seed), folder in earlier.items():
+        folder.agree(recipe.with_(method=method, seed=seed))
+
     data: PreparedData | None = None
-    machine: dict[str, object] = {}
-    results: dict[str, dict[int, dict]] = {method: {} for method in methods}
+    # the first cell's choice of numerics holds for all, so that methods differ in nothing else
+    machine = {name: getattr(f.recipe(), name) for f in list(earlier.values())[:1] for name in MACHINE_FIELDS}
     for number, (cell, path) in enumerate(cells, 1):
         folder = RunFolder(path)
         if not folder.finished:
@@ -63,11 +68,15 @@ def compare(
             on_cell(cell.method, cell.seed, number, len(cells))
             resume = (path / "recipe.yaml").is_file()
             train(cell.with_(**machine), path, resume=resume, data=data, say=say, progress=progress)
-        # the first cell's choice of numerics holds for all, so that methods differ in nothing else
         machine = machine or {name: getattr(folder.recipe(), name) for name in MACHINE_FIELDS}
-        results[cell.method][cell.seed] = folder.read_json("metrics.json")
-        _write(out, recipe, results)
-    return _write(out, recipe, results)
+        content = _write(out, recipe, methods)
+    return content
+
+
+def _earlier_cells(out: Path) -> dict[tuple[str, int], RunFolder]:
+    """(method, seed) → folder of all cells that a comparison's folder holds."""
+    found = [path.parent for path in sorted(out.glob("*/seed-*/recipe.yaml"))]
+    return {(path.parent.name, int(path.name.removeprefix("seed-"))): RunFolder(path) for path in found}
 
 
 def _check_folder(out: Path) -> None:
@@ -88,7 +97,12 @@ def summarise(results: dict[str, dict[int, dict]]) -> dict[str, dict[str, Summar
     }
 
 
-def _write(out: Path, recipe: Recipe, results: dict[str, dict[int, dict]]) -> dict[str, object]:
+def _write(out: Path, recipe: Recipe, methods: Sequence[str]) -> dict[str, object]:
+    """Summarise all finished cells of the folder, those of earlier calls too; the asked methods come first."""
+    results: dict[str, dict[int, dict]] = {method: {} for method in methods}
+    for (method, seed), folder in _earlier_cells(out).items():
+        if folder.finished:
+            results.setdefault(method, {})[seed] = folder.read_json("metrics.json")
     summary = summarise(results)
     content = {
         "recipe": {k: v for k, v in recipe.to_dict().items() if k not in ("method", "seed")},

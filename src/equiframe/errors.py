@@ -23,4 +23,4 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     names = sorted(known)
     near = difflib.get_close_matches(str(name), names, n=1, cutoff=0.5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return InputError(f"unknown {kind} {name!r}{hint}{' (' if near else '; ('}known: {', '.join(names)})")
+    return InputError(f"unknown {kind} {name!r}{hint} (known: {', '.join(names)})")

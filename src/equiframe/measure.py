@@ -82,8 +82,12 @@ def measure(
     return Measured(card, metrics, details)
 
 
-def evaluate_run(run: str | Path, *, device: str = "auto", full: bool = False) -> dict[str, object]:
+def evaluate_run(
+    run: str | Path, *, device: str = "auto", full: bool = False, data: str | None = None
+) -> dict[str, object]:
     """Measure a finished run again: its saved model on its own images (``split.json``), nothing written.
+
+    ``data`` says where these images lie now, if not where the run found them.
 
     Raises:
         InputError: if the folder is not a finished run, or its data has changed.
@@ -91,10 +95,12 @@ def evaluate_run(run: str | Path, *, device: str = "auto", full: bool = False) -
     folder = RunFolder(run)
     model, card = load_classifier(run)
     recipe = folder.recipe().with_(device=device, split=str(folder.path / "split.json"))
-    data = prepare_data(recipe)
+    if data is not None:
+        recipe = recipe.with_(data=data)
+    images = prepare_data(recipe)
     numerics = choose_numerics(
         model, card.image_size, recipe.batch_size,
         device=recipe.device, precision=recipe.precision, memory_format=recipe.memory_format,
     )  # fmt: skip
     model.to(numerics.device, memory_format=numerics.torch_memory_format)
-    return measure(model, card, data, numerics, recipe, full=full).metrics
+    return measure(model, card, images, numerics, recipe, full=full).metrics

@@ -82,6 +82,9 @@ def load_classifier(run: str | Path, device: torch.device | str = "cpu") -> tupl
     for path in (weights, description):
         if not path.is_file():
             kind = "has not finished training" if (run / "recipe.yaml").is_file() else "is not a run folder"
+            inside = sorted(run.glob("*/seed-*/model.json"))
+            if inside:
+                raise InputError(f"{run} is a comparison; choose one of its runs, such as {inside[0].parent}")
             raise InputError(f"{run} {kind}: {path.name} is missing")
     card = ModelCard.from_json(description.read_bytes(), str(description))
     try:

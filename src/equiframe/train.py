@@ -25,7 +25,7 @@ from equiframe.model import Classifier, ModelCard, build_classifier, save_classi
 from equiframe.numerics import Numerics, choose_numerics
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import RunFolder, environment, settings_that_differ
-from equiframe.tracking import Tracker, event_writer, make_loader
+from equiframe.tracking import Tracker, check_tracks, event_writer, make_loader
 
 Progress = Callable[[dict], None]
 
@@ -201,7 +201,8 @@ def train(
         InputError: wrong input, or a loss that is not finite.
         Interrupted: after Ctrl-C or SIGTERM, with everything saved.
     """
-    resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})  # refuse before any work
+    fields = resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
+    check_tracks(recipe.track, build_loss(fields, [1, 1]))  # what can be refused is refused before any work
     check_backbone(recipe.backbone)
     folder = RunFolder(out)
     earlier = folder.check(recipe, resume=resume)
@@ -230,6 +231,9 @@ def train(
     for line in (*data.notes, *_describe(card, model, trainable, numerics, data)):
         say(line)
 
+    steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)
+    if steps < 300:
+        say(f"note: only {steps} steps in all; a smaller --batch-size or more --epochs would train longer")
     loader = make_loader(
         data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, seed=recipe.seed
     )
@@ -312,9 +316,10 @@ def _describe(card, model, trainable, numerics, data) -> list[str]:
     head = {name: size for name, size in trainable.items() if name.startswith("head.")}
     in_head = ", ".join(f"{name} ({size:,})" for name, size in head.items()) or "nothing"
     tried = "; tried " + ", ".join(f"{k}: {v:g} img/s" for k, v in numerics.trial.items()) if numerics.trial else ""
+    tested = f"{len(data.test):,} test" if data.test_is == "test" else "no test"
     return [
         f"data: {data.name}, {len(data.train):,} train / {0 if data.val is None else len(data.val):,} validation / "
-        f"{len(data.test):,} test images, {data.num_classes} classes of {max(counts):,} to {min(counts):,}",
+        f"{tested} images, {data.num_classes} classes of {max(counts):,} to {min(counts):,}",
         f"method: {card.method} on {card.backbone}, {model.head.dim} features; trains {sum(trainable.values()):,} "
         f"parameters, in the head: {in_head}",
         f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{tried}",

@@ -31,7 +31,7 @@ def load_features(path: str | Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
-        raise InputError(f"{path} is not a NumPy archive of plain arrays (.npz): {error}") from error
+        raise InputError(f"{path} is not a NumPy archive (.npz) of plain arrays") from error
     for name in ("features", "labels"):
         if name not in found:
             raise InputError(f"{path} lacks the array {name!r} (it has {', '.join(others) or 'none'})")

@@ -178,5 +178,7 @@ def _indices_from_manifest(path: str, dataset: Dataset) -> tuple[np.ndarray, np.
     if indices_hash(train, np.zeros(0) if val is None else val) != expected:
         raise InputError(f"{path} was changed: its indices do not match its hash")
     if manifest.get("fingerprint") != dataset.fingerprint():
-        raise InputError(f"{path} belongs to other data (or to another version of {dataset.name})")
+        raise InputError(
+            f"{path} belongs to other data (or images of {dataset.name} were added, removed or renamed since)"
+        )
     return train, val

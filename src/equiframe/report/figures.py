@@ -222,6 +222,24 @@ def training_figure(groups: Sequence[Group]) -> Figure | None:
     return figure
 
 
+def gradients_figure(groups: Sequence[Group]) -> Figure | None:
+    """‖push‖/‖pull‖ by epoch on class vectors and on features, head and tail (``--track gradients``)."""
+    tracked = [(i, g) for i, g in enumerate(groups) if g.curve("vector_push_over_pull_tail")[0]]
+    if not tracked:
+        return None
+    figure, axes = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
+    for of, title, ax in zip(("vector", "feature"), ("on class vectors", "on features"), axes, strict=True):
+        for i, group in tracked:
+            for part, dash in (("head", "-"), ("tail", (0, (4, 2)))):
+                epochs, values = group.curve(f"{of}_push_over_pull_{part}")
+                ax.plot(epochs, values, color=COLOURS[i % 8], linestyle=dash, label=f"{group.name}, {part}")
+        ax.set(xlabel="epoch", yscale="log")
+        ax.set_title(f"push over pull, {title}", fontsize=8.5)
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8.5)
+    return figure
+
+
 FIGURES: dict[str, Callable[[Sequence[Group]], Figure | None]] = {
     "groups": groups_figure,
     "classes": classes_figure,
@@ -229,6 +247,7 @@ FIGURES: dict[str, Callable[[Sequence[Group]], Figure | None]] = {
     "collapse": collapse_figure,
     "cosines": cosines_figure,
     "training": training_figure,
+    "gradients": gradients_figure,
 }
 
 

@@ -66,6 +66,8 @@ def _verdict(groups: Sequence[Group]) -> str:
     text = f"{best.name} has the highest macro accuracy (the mean over classes), {macro}"
     if found is None or found.low is None:
         return f"{text}, ahead of {second.name} with {100 * second.mean('macro'):.1f} %. One shared seed does not tell whether that is chance."
+    if found.n == 2:
+        return f"{text}: {_signed(found.mean)} points over {second.name}, on two seeds, which are too few to tell."
     interval = (
         f"{_signed(found.mean)} points over {second.name}, 95\u00a0% interval {_signed(found.low)} to "
         f"{_signed(found.high)} over {found.n} seeds"
@@ -86,7 +88,7 @@ def _collapse_rows(groups: Sequence[Group]) -> list[tuple[str, str, list[str]]]:
         "nc2_angle": ("NC2 angle", "mean distance of cosines from −1/(K−1)"),
         "nc2_norm": ("NC2 length", "relative spread of class-mean lengths"),
         "nc3": ("NC3", "class means against class vectors"),
-        "nc4": ("NC4", "agreement with the nearest class mean, test images"),
+        "nc4": ("NC4", "share decided like the nearest class mean"),
         "few_angle_means": ("tail angle, means", "degrees between class means of the third with fewest images"),
         "few_angle_vectors": ("tail angle, vectors", "the same between class vectors"),
     }
@@ -126,7 +128,7 @@ def write_report(runs: Sequence[RunData], path: str | Path) -> Path:
     from markupsafe import Markup
 
     figures = {name: (Markup(svg) if (svg := _svg(name, groups)) else None) for name in
-               ("groups", "classes", "reliability", "collapse", "cosines", "training")}  # fmt: skip
+               ("groups", "classes", "reliability", "collapse", "cosines", "training", "gradients")}  # fmt: skip
     first = runs[0]
     environment.filters["signed"] = _signed
     title = Path(first.recipe.data).name + (
@@ -142,6 +144,7 @@ def write_report(runs: Sequence[RunData], path: str | Path) -> Path:
         classes=groups[0].runs[0].classes,
         class_accuracy=[[("–" if a is None else f"{100 * a:.1f}") for a in g.class_accuracy()] for g in groups],
         collapse=_collapse_rows(groups),
+        untested=sum(not c["num_test"] for c in groups[0].runs[0].classes),
         runs=runs,
         settings=_settings,
         wrong=groups[0].runs[0].details.get("wrong", []),

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from equiframe.errors import InputError
-from equiframe.recipe import Recipe
-from equiframe.runs import RunFolder
+from equiframe.recipe import WITHOUT_EFFECT, Recipe
+from equiframe.runs import MACHINE_FIELDS, RunFolder
 
 
 @dataclass
@@ -101,31 +101,20 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
     for run in runs:
         if [c["name"] for c in run.metrics["classes"]] != names:
             raise InputError(f"{run.path} has other classes than {runs[0].path}; report them separately")
-    shared = _common_fields(runs)
     groups: dict[str, list[RunData]] = {}
     for run in runs:
+        same_method = [r for r in runs if r.recipe.method == run.recipe.method]
         own = [
-            f"{k} {v}" for k, v in run.recipe.to_dict().items() if k not in shared and k not in _NAMED and v is not None
+            f"{k.replace('_', ' ')} {v}"
+            for k, v in _settings(run).items()
+            if any(_settings(r)[k] != v for r in same_method)
         ]
-        same_method = {r.recipe.method for r in runs} == {run.recipe.method}
-        label = run.recipe.method + (f" ({', '.join(own)})" if own and (same_method or _ambiguous(runs, run)) else "")
-        groups.setdefault(label, []).append(run)
+        groups.setdefault(run.recipe.method + (f" ({', '.join(own)})" if own else ""), []).append(run)
     ordered = [Group(name, sorted(members, key=lambda r: r.recipe.seed)) for name, members in groups.items()]
     return sorted(ordered, key=lambda g: -(g.mean("macro") or 0))
 
 
-_NAMED = ("method", "seed", "workers")
-
-
-def _common_fields(runs: Sequence[RunData]) -> set[str]:
-    dicts = [r.recipe.to_dict() for r in runs]
-    return {k for k in dicts[0] if all(d[k] == dicts[0][k] for d in dicts)}
-
-
-def _ambiguous(runs: Sequence[RunData], run: RunData) -> bool:
-    """Whether another run of the same method has other settings."""
-
-    def settings(r: RunData) -> dict:
-        return {k: v for k, v in r.recipe.to_dict().items() if k not in _NAMED}
-
-    return any(r.recipe.method == run.recipe.method and settings(r) != settings(run) for r in runs)
+def _settings(run: RunData) -> dict[str, object]:
+    """What makes a run another method: not its name, its seed, nor the machine's choices."""
+    kept = {k: v for k, v in run.recipe.to_dict().items() if k not in ("method", "seed", "compile")}
+    return {k: v for k, v in kept.items() if k not in (*WITHOUT_EFFECT, *MACHINE_FIELDS)}
