@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -299,3 +300,46 @@ def test_what_is_not_there_is_an_error_of_python_too():
     assert set(equiframe.__all__) <= set(dir(equiframe))
     for name in equiframe.__all__:
         assert getattr(equiframe, name) is not None
+
+
+def test_resume_needs_only_the_folder(tmp_path, capsys, monkeypatch, flags):
+    """`train --resume --out RUN`, as the message after Ctrl-C says: the saved recipe is taken."""
+    monkeypatch.chdir(tmp_path)
+    from equiframe import cli
+
+    progress = cli._Reporter.progress
+
+    def interrupting(self, state):
+        progress(self, state)
+        if state.get("done") and state["epoch"] == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cli._Reporter, "progress", interrupting)
+        code, _, error = run(capsys, "train", *flags(epochs=3), "--out", "run")
+    assert code == 130
+    assert error.splitlines()[-1] == "stopped and saved in run; continue with: equiframe train --resume --out run"
+    code, out, _ = run(capsys, "train", "--resume", "--out", "run", "--json")
+    assert code == 0
+    assert json.loads(out)["epochs"] == 3
+    assert run(capsys, "train", "--resume", "--out", "run", "--lr", "0.5")[0] == 2
+
+
+def test_an_early_interrupt_is_one_line(tmp_path):
+    """Wherever Ctrl-C lands before training, be it inside an import, it ends in one line and code 130."""
+    for seconds in (0.2, 0.8):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "equiframe", "train", "digits", "--imbalance", "20", "--out", "run"],
+            cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        time.sleep(1.0 + seconds)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "Traceback" not in error
+
+
+def test_compare_has_no_single_method_or_seed(capsys):
+    code, _, error = run(capsys, "compare", "digits", "--method", "ce")
+    assert code == 2
+    assert "'--methods'" in error

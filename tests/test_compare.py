@@ -96,7 +96,8 @@ def test_more_methods_and_seeds_join(grid, tmp_path):
     content = compare(recipe, ("etf-dr", "ce"), (0, 3), tmp_path / "grid", on_cell=lambda *cell: cells.append(cell[:2]))
     assert cells == [("etf-dr", 0), ("etf-dr", 3)]
     assert files(tmp_path / "grid").items() >= before.items()
-    assert set(content["summary"]) == {"ce", "etf-dr"}
+    assert set(content["summary"]) == {"ce", "etf-dr", "etf-ce"}, "earlier cells of the folder stay in the table"
+    assert content["seeds"]["etf-dr"] == [0, 3]
 
 
 def test_cells_are_what_train_alone_would_make(grid, tmp_path):

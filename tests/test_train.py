@@ -316,7 +316,7 @@ def test_a_signal_to_a_process(tmp_path, whole):
     process.stderr.close()
     assert process.wait(60) == 130
     assert output == b""
-    assert said[-1].startswith("stopped and saved in run; continue with: equiframe train digits")
+    assert said[-1].startswith("stopped and saved in run; continue with: equiframe train --resume --out run")
     saved = RunFolder(tmp_path / "run").load_checkpoint()["progress"]
     assert saved["epoch"] == 1
     assert saved["step"] > 0

@@ -228,12 +228,12 @@ def train(
     )
     model.to(numerics.device, memory_format=numerics.torch_memory_format)
     trainable = training_parameters(model)
-    for line in (*data.notes, *_describe(card, model, trainable, numerics, data)):
-        say(line)
-
     steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)
     if steps < 300:
         say(f"note: only {steps} steps in all; a smaller --batch-size or more --epochs would train longer")
+    for line in (*data.notes, *_describe(card, model, trainable, numerics, data)):
+        say(line)
+
     loader = make_loader(
         data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, seed=recipe.seed
     )
