@@ -442,7 +442,8 @@ def test_progress_and_words_for_a_person(tiny, tmp_path):
     train(tiny(epochs=2), tmp_path / "run", progress=states.append, say=said.append)
     assert [s["epoch"] for s in states if s.get("done")] == [0, 1]
     assert {s["step"] for s in states if not s.get("done")} == {10}
-    assert said[-3] == "data: digits, 1,132 train / 126 validation / 539 test images, 10 classes of 115 to 110"
+    assert said[1] == "data: digits, 1,132 train / 126 validation / 539 test images, 10 classes of 115 to 110"
+    assert said[-3].startswith("note: only 34 steps in all")
     assert said[-1] == "machine: cpu, float32, contiguous"
 
 
@@ -501,7 +502,11 @@ def test_a_trial_changes_neither_model_nor_random_state(tiny):
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert set(numerics.trial) == {"float32 contiguous", "float32 channels-last"}
-    assert numerics.trial[f"float32 {numerics.memory_format}"] == max(numerics.trial.values())
+    first, second = (
+        numerics.trial.values()
+    )  # the default stays unless the other is clearly faster: noise must not choose
+    if abs(second / first - 1.1) > 0.01:
+        assert numerics.memory_format == ("channels-last" if second > 1.1 * first else "contiguous")
     fixed = choose_numerics(model, 8, 8, device="cpu", precision="bfloat16", memory_format="contiguous")
     assert fixed.trial == {}
     with fixed.autocast():

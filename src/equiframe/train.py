@@ -231,7 +231,7 @@ def train(
     steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)
     if steps < 300:
         say(f"note: only {steps} steps in all; a smaller --batch-size or more --epochs would train longer")
-    for line in (*data.notes, *_describe(card, model, trainable, numerics, data)):
+    for line in _describe(card, model, trainable, numerics):
         say(line)
 
     loader = make_loader(
@@ -310,16 +310,12 @@ def finish(
     return metrics
 
 
-def _describe(card, model, trainable, numerics, data) -> list[str]:
+def _describe(card: ModelCard, model: Classifier, trainable: dict[str, int], numerics: Numerics) -> list[str]:
     """What is about to happen, for a person: in particular which parameters train."""
-    counts = data.train_counts
     head = {name: size for name, size in trainable.items() if name.startswith("head.")}
     in_head = ", ".join(f"{name} ({size:,})" for name, size in head.items()) or "nothing"
     tried = "; tried " + ", ".join(f"{k}: {v:g} img/s" for k, v in numerics.trial.items()) if numerics.trial else ""
-    tested = f"{len(data.test):,} test" if data.test_is == "test" else "no test"
     return [
-        f"data: {data.name}, {len(data.train):,} train / {0 if data.val is None else len(data.val):,} validation / "
-        f"{tested} images, {data.num_classes} classes of {max(counts):,} to {min(counts):,}",
         f"method: {card.method} on {card.backbone}, {model.head.dim} features; trains {sum(trainable.values()):,} "
         f"parameters, in the head: {in_head}",
         f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{tried}",

@@ -57,6 +57,15 @@ class PreparedData:
     def train_counts(self) -> list[int]:
         return self.train.counts(self.num_classes).tolist()
 
+    def describe(self) -> str:
+        """How many images of what, in a line."""
+        tested = f"{len(self.test):,} test" if self.test_is == "test" else "no test"
+        counts = self.train_counts
+        return (
+            f"data: {self.name}, {len(self.train):,} train / {0 if self.val is None else len(self.val):,} validation / "
+            f"{tested} images, {self.num_classes} classes of {max(counts):,} to {min(counts):,}"
+        )
+
 
 def indices_hash(*parts: np.ndarray) -> str:
     """SHA-256 of index lists."""
@@ -131,10 +140,13 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
         + (f"resident ({needed / 2**20:.1f} MiB)" if resident else f"streamed by {recipe.workers} threads")
         + f", augmentation {augmentation}"
     )
-    return PreparedData(
+    prepared = PreparedData(
         dataset.name, dataset.class_names, train, val, test, test_is, size, "resident" if resident else "stream",
         augmentation, mean, std, manifest, notes,
     )  # fmt: skip
+    for line in (*notes, prepared.describe()):
+        progress(line)
+    return prepared
 
 
 def _choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
