@@ -222,7 +222,7 @@ def _clean(value: Any) -> Any:
 
 def _text(value: Any) -> str:
     if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.6g}"
+        return "-" if math.isnan(value) else f"{value:.4g}"
     return str(value)
 
 
