@@ -62,7 +62,9 @@ def test_gradient_record_against_autograd():
 def tracked_run(tmp_path_factory):
     out = tmp_path_factory.mktemp("tracked") / "run"
     words = "train digits --imbalance 20 --method ce --backbone resnet20 --width 4 --epochs 2 --batch-size 64 --quiet"
-    assert main([*words.split(), "--track", "collapse-all,gradients", "--log", "tensorboard", "--out", str(out)]) == 0
+    assert (
+        main([*words.split(), "--track", "collapse-all,gradients,test", "--log", "tensorboard", "--out", str(out)]) == 0
+    )
     return out
 
 
@@ -70,9 +72,11 @@ def test_history_holds_what_was_asked_for(tracked_run):
     records = [json.loads(line) for line in (tracked_run / "history.jsonl").read_text().splitlines()]
     assert len(records) == 2
     for key in ("train_nc1", "train_nc2_angle", "train_nc3", "train_cdnv", "val_nc1", "val_nc4", "train_few_angle_means",
-                "vector_push_over_pull_head", "vector_push_over_pull_tail", "feature_push_over_pull_tail"):  # fmt: skip
+                "test_nc1", "test_nc4", "test_macro", "vector_push_over_pull_head", "vector_push_over_pull_tail", "feature_push_over_pull_tail"):  # fmt: skip
         assert isinstance(records[0][key], float), key
         assert records[0][key] > 0
+    final = json.loads((tracked_run / "metrics.json").read_text())
+    assert records[1]["test_macro"] == pytest.approx(final["macro"], abs=1e-9)  # the last epoch is what is tested
 
 
 def test_events_can_be_read_by_tensorboard(tracked_run):

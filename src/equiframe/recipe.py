@@ -70,7 +70,8 @@ class Recipe:
     seed: int = _option(0, "seed of the frame, the weights and the order of data")
     # records
     track: str = _option(
-        "collapse", "recorded each epoch: none, collapse (on up to 2,000 images), collapse-all, gradients; with commas"
+        "collapse",
+        "recorded each epoch, with commas: none, collapse (on up to 2,000 images), collapse-all, gradients, test",
     )
     log: str = _option("none", "live view: tensorboard writes events into the run folder", ("none", "tensorboard"))
     # machine

@@ -22,7 +22,7 @@ from equiframe.numerics import Numerics
 from equiframe.peeled.gradients import class_norms, push_over_pull, split_gradients
 from equiframe.recipe import Recipe
 
-TRACKS = ("none", "collapse", "collapse-all", "gradients")
+TRACKS = ("none", "collapse", "collapse-all", "gradients", "test")
 
 
 def make_loader(images: ImageSet, card: ModelCard, numerics: Numerics, recipe: Recipe, **training: object) -> Loader:
@@ -124,8 +124,10 @@ class Tracker:
     """Records of an epoch: accuracy on validation images, and what ``recipe.track`` names.
 
     ``collapse`` looks at up to 2,000 training images (the first of each class) and the validation images,
-    ``collapse-all`` at all of them and at every measure, ``gradients`` at pull and push of the training loss.
-    Keys are ``train_nc1``, ``val_nc1``, …; the validation images' NC4 takes the training images' class means.
+    ``collapse-all`` at all of them and at every measure, ``gradients`` at pull and push of the training loss, ``test``
+    at the test images as at the validation images: a curve to look at, on which nothing is ever chosen.
+    Keys are ``train_nc1``, ``val_nc1``, ``test_macro``, …; NC4 of images outside training takes the training images'
+    class means.
 
     Raises:
         InputError: for an unknown track, or one that the loss does not have.
@@ -144,7 +146,9 @@ class Tracker:
         self.tracks = check_tracks(recipe.track, criterion)
         self.full = "collapse-all" in self.tracks
         self.collapse = self.full or "collapse" in self.tracks
-        self.validation = None if data.val is None else make_loader(data.val, card, numerics, recipe)
+        self.held_out = {} if data.val is None else {"val": make_loader(data.val, card, numerics, recipe)}
+        if "test" in self.tracks and data.test is not data.val:
+            self.held_out["test"] = make_loader(data.test, card, numerics, recipe)
         self.everything = make_loader(data.train, card, numerics, recipe)
         self.training = self.everything
         if self.collapse and not self.full and len(data.train) > 2000:
@@ -160,13 +164,13 @@ class Tracker:
             self._collect(self.training, statistics)
             means = statistics.class_means
             record |= self._measures("train", statistics)
-        if self.validation is not None:
+        for name, loader in self.held_out.items():
             statistics = self._statistics(means) if self.collapse else None
-            outputs = self._collect(self.validation, statistics)
+            outputs = self._collect(loader, statistics)
             measures = accuracy_measures(outputs.logits.argmax(1), outputs.labels, self.card.train_counts)
-            record |= {"val_top1": measures["top1"], "val_macro": measures["macro"]}
+            record |= {f"{name}_top1": measures["top1"], f"{name}_macro": measures["macro"]}
             if statistics is not None:
-                record |= self._measures("val", statistics)
+                record |= self._measures(name, statistics)
         if "gradients" in self.tracks:
             record |= gradient_record(
                 self.model, self.everything, self.criterion, self.numerics, self.card.train_counts

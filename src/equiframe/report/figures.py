@@ -200,6 +200,7 @@ def training_figure(groups: Sequence[Group]) -> Figure | None:
     panels = [
         ("loss", "training loss", None),
         ("val_macro", "validation macro accuracy, %", PERCENT),
+        ("test_macro", "test macro accuracy, %", PERCENT),
         ("lr", "learning rate", None),
         ("images_per_second", "images a second", None),
     ]
