@@ -31,11 +31,12 @@ class HeadOutput:
     Attributes:
         features: ``(B, D)``, normalised as the head says.
         logits: ``(B, K)``, made on first access and then kept.
-        raw: ``(B, D)``, as the head got them.
+        raw: ``(B, D)``, as the head got them; ``features`` where nothing was done to them.
     """
 
-    def __init__(self, head: Head, features: Tensor, raw: Tensor) -> None:
-        self.head, self.features, self.raw = head, features, raw
+    def __init__(self, head: Head, features: Tensor, raw: Tensor | None = None) -> None:
+        self.head, self.features = head, features
+        self.raw = features if raw is None else raw
         self._logits: Tensor | None = None
 
     @property

@@ -86,7 +86,7 @@ def _focal(surprise: Tensor, gamma: float) -> Tensor:
 def ldam_margins(class_counts: Tensor, *, max_margin: float = 0.5) -> Tensor:
     r"""Margins :math:`\Delta_k = C/n_k^{1/4}` of cosines, ``(K,)``, with C such that the largest is ``max_margin``.
 
-    Source: Cao et al., NeurIPS 2019, eq. 13; 0.5 in their experiments.
+    Source: Cao et al., NeurIPS 2019, eq. 13; 0.5 in their released code.
     """
     margins = class_counts**-0.25
     return max_margin * margins / margins.max()
@@ -95,7 +95,7 @@ def ldam_margins(class_counts: Tensor, *, max_margin: float = 0.5) -> Tensor:
 def vector_scaling(logits: Tensor, class_counts: Tensor, *, gamma: float, tau: float) -> Tensor:
     r"""Logits of the VS loss: :math:`\Delta_k z_k + \tau\log(n_k/N)` with :math:`\Delta_k = (n_k/n_{max})^\gamma`.
 
-    γ = 0 is `adjust_logits`. ``(B, K) → (B, K)``. Source: Kini et al., NeurIPS 2021, eq. 2 and their released code.
+    γ = 0 is `adjust_logits`. ``(B, K) → (B, K)``. Source: Kini et al., NeurIPS 2021, and their released code.
     """
     return adjust_logits(logits * (class_counts / class_counts.max()) ** gamma, class_counts, tau=tau)
 
@@ -195,7 +195,7 @@ def class_balanced_weights(class_counts: Tensor) -> Tensor:
 def effective_number_weights(class_counts: Tensor, *, beta: float = 0.9999) -> Tensor:
     r"""Weights in proportion to the inverse effective number of images, :math:`(1-\beta)/(1-\beta^{n_k})`, ``(K,)``.
 
-    They sum to K. β = 0 gives ones, β → 1 the inverse frequency. Source: Cui et al., CVPR 2019, eq. 4 and section 4.
+    They sum to K. β = 0 gives ones, β → 1 the inverse frequency. Source: Cui et al., CVPR 2019.
     """
     effective = -torch.expm1(class_counts.double() * (math.log(beta) if beta else -math.inf))
     weights = 1 / effective
@@ -374,9 +374,9 @@ class LDAM(Loss):
 
     .. math:: L = -\log\frac{e^{s(\cos_c - \Delta_c)}}{e^{s(\cos_c - \Delta_c)} + \sum_{j\ne c} e^{s\cos_j}}
 
-    s is the head's ``cosine_scale`` (30 in the paper's experiments); margins are cosines, so the head must have one.
+    s is the head's ``cosine_scale`` (30 in the authors' code); margins are cosines, so the head must have one.
 
-    Source: Cao et al., NeurIPS 2019, eq. 10–13.
+    Source: Cao et al., NeurIPS 2019, eq. 12 and 13.
     """
 
     def __init__(self, *, max_margin: float = 0.5, **kwargs) -> None:

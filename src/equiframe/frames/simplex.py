@@ -9,6 +9,7 @@ simplex in a basis of the complement of the ones vector and need D ≥ K−1 onl
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -66,6 +67,11 @@ def simplex_vectors(num_classes: int, dim: int, *, seed: int = 0) -> Tensor:
     return scale * helmert(num_classes) @ haar_columns(dim, num_classes - 1, seed=seed).T
 
 
+@functools.lru_cache(maxsize=8)
+def _helmert_on(num_classes: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return helmert(num_classes).to(device, dtype)  # kept: a training step should not carry it to the GPU anew
+
+
 def nearest_simplex(vectors: Tensor, *, previous: Tensor | None = None, proximity: float = 1e-3) -> Tensor:
     r"""The simplex ETF nearest to K vectors, up to where its centre lies and how large it is.
 
@@ -95,7 +101,7 @@ def nearest_simplex(vectors: Tensor, *, previous: Tensor | None = None, proximit
     if dim < num_classes - 1:
         raise InputError(f"a simplex of K={num_classes} vectors needs D >= {num_classes - 1}, got D={dim}")
     dtype = torch.promote_types(vectors.dtype, torch.float32)
-    basis = helmert(num_classes).to(vectors.device, dtype)
+    basis = _helmert_on(num_classes, vectors.device, dtype)
     scale = math.sqrt(num_classes / (num_classes - 1))
     directions = vectors.to(dtype).T @ basis
     if previous is not None:
