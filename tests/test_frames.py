@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equiframe import InputError, OrthoplexFrame, SimplexFrame, make_frame, simplex_vectors
+from equiframe import InputError, OrthoplexFrame, SimplexFrame, make_frame, nearest_simplex, simplex_vectors
 from equiframe.frames import choose_geometry, haar_columns
 from equiframe.frames.simplex import helmert
 
@@ -146,3 +146,69 @@ def test_state_dict_wins_over_the_seed_and_dtype_moves():
     assert torch.equal(first.dense(), second.dense())
     assert first.half().dense().dtype == torch.float16
     assert first.to(torch.float64).dtype == torch.float64
+
+
+# --- the nearest simplex ----------------------------------------------------------------------------------------------
+
+
+def misfit(vectors, frame):
+    """‖Y − 1bᵀ − tW‖ with the best shift b and factor t ≥ 0."""
+    y = vectors - vectors.mean(0)
+    t = ((y * frame).sum() / (frame * frame).sum()).clamp_min(0)
+    return (y - t * frame).norm()
+
+
+@given(st.integers(2, 8), st.integers(0, 5), st.integers(0, 1000))
+def test_no_simplex_is_nearer_than_the_nearest(k, more, seed):
+    d = k - 1 + more
+    vectors = torch.randn(k, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    nearest = nearest_simplex(vectors)
+    gram = k / (k - 1) * torch.eye(k, dtype=torch.float64) - 1 / (k - 1)
+    torch.testing.assert_close(nearest @ nearest.T, gram)
+    best = misfit(vectors, nearest)
+    for other in range(20):
+        assert best <= misfit(vectors, simplex_vectors(k, d, seed=other)) + 1e-9
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(20):  # and none beside it: small rotations only make it worse
+        turn = 0.05 * torch.randn(d, d, dtype=torch.float64, generator=generator)
+        assert best <= misfit(vectors, nearest @ torch.matrix_exp(turn - turn.T)) + 1e-9
+
+
+def test_nearest_simplex_moves_with_its_vectors():
+    vectors = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    nearest = nearest_simplex(vectors)
+    rotation = haar_columns(7, 7, seed=3)
+    shift = torch.arange(7.0)
+    torch.testing.assert_close(nearest_simplex(3 * vectors @ rotation + shift), nearest @ rotation)
+    torch.testing.assert_close(nearest_simplex(vectors.flip(0)), nearest.flip(0))
+    frame = simplex_vectors(5, 7, seed=1)
+    torch.testing.assert_close(nearest_simplex(0.2 * frame + shift), frame)
+
+
+def test_nearest_simplex_is_the_trust_regions_solution():
+    """The problem as Markou et al. state it, over D × K matrices P, descended by many small steps: the same frame."""
+    k, d, delta = 4, 6, 1e-3
+    means = torch.randn(k, d, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    previous = simplex_vectors(k, d, seed=5)
+    centred = (means - means.mean(0)).T
+    y, m = centred / centred.norm(), torch.eye(k, dtype=torch.float64) - 1 / k
+    scale = math.sqrt(k / (k - 1))
+    prox = previous.T @ m / scale
+    p = haar_columns(d, k, seed=7)
+    for _ in range(3000):  # projected gradient on the Stiefel manifold
+        gradient = 2 / (k - 1) * p @ m - 2 / math.sqrt(k - 1) * y @ m + delta * (p - prox)
+        u, _, vh = torch.linalg.svd(p - 0.5 * gradient, full_matrices=False)
+        p = u @ vh
+    nearest = nearest_simplex(means, previous=previous, proximity=delta)
+    torch.testing.assert_close(scale * (p @ m).T, nearest, atol=1e-5, rtol=0)
+
+
+def test_nearest_simplex_stays_where_the_vectors_say_nothing():
+    frame = simplex_vectors(6, 8, seed=0)
+    silent = torch.ones(6, 8, dtype=torch.float64)
+    torch.testing.assert_close(nearest_simplex(silent, previous=frame), frame, atol=1e-5, rtol=0)
+    known = frame.clone()
+    known[3:] = known[:3].mean(0)  # three classes in their places, three without any
+    torch.testing.assert_close(nearest_simplex(known, previous=frame)[:3], frame[:3], atol=1e-2, rtol=0)
+    with pytest.raises(InputError, match="needs D >= 5, got D=4"):
+        nearest_simplex(torch.ones(6, 4))

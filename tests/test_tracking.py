@@ -31,7 +31,7 @@ def test_tracks_are_checked():
     assert parse_tracks("none") == set()
     with pytest.raises(InputError, match="did you mean 'collapse'"):
         parse_tracks("colapse")
-    with pytest.raises(InputError, match="DotRegression has no push"):
+    with pytest.raises(InputError, match="the gradient of DotRegression is another"):
         check_tracks("gradients", DotRegression())
     assert check_tracks("gradients", CrossEntropy()) == {"gradients"}
 

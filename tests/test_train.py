@@ -135,6 +135,34 @@ def test_dropout_continues_to_the_bit(tiny, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("fields", "epoch"),
+    [
+        ({"method": "nearest-frame-dr"}, 1),
+        ({"method": "disa"}, 1),
+        ({"method": "ldam-drw", "reweight_from": 0.6, "imbalance": 10}, 1),  # begins in the epoch of the stop, after it
+        ({"method": "ldam-drw", "reweight_from": 0.4, "imbalance": 10}, 1),  # began in that epoch, before it
+    ],
+)
+def test_heads_and_losses_with_a_state_continue_to_the_bit(tiny, tmp_path, fields, epoch):
+    recipe = tiny(epochs=3, batch_size=16 if "imbalance" in fields else 64, **fields)
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "run", progress=stop_at(epoch, 10))
+    train(recipe, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_deferred_weighting_begins_at_its_epoch(tiny, tmp_path):
+    """0.8 of five epochs: four are those of plain LDAM, the fifth is not."""
+    losses = {}
+    for method in ("ldam", "ldam-drw"):
+        train(tiny(method=method, epochs=5, imbalance=20), tmp_path / method)
+        losses[method] = [record["loss"] for record in RunFolder(tmp_path / method).history()]
+    assert losses["ldam"][:4] == losses["ldam-drw"][:4]
+    assert losses["ldam"][4] != losses["ldam-drw"][4]
+
+
 def test_pretrained_weights_are_loaded_once(tiny, tmp_path, monkeypatch):
     """A resumed run takes its weights from the checkpoint, and needs no network."""
     import timm
@@ -401,7 +429,8 @@ def test_every_method_trains_what_it_says(tiny, tmp_path, method):
     torch.manual_seed(0)
     before, after = build_classifier(card, seed=0).head.state_dict(), model.head.state_dict()
     for name in after:
-        fixed = "frame" in name or (head == "frozen-linear" and "linear" in name)
+        moves = head == "nearest-frame"  # with the class means, and nothing in it trains
+        fixed = ("frame" in name and not moves) or (head == "frozen-linear" and "linear" in name)
         assert torch.equal(before[name], after[name]) == fixed, name
     line = next(s for s in said if s.startswith("method: "))
     assert f"method: {method} on mlp, 16 features; trains {sum(recorded.values()):,} parameters, in the head: " in line

@@ -14,22 +14,32 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "errors": ("InputError",),
-    "frames": ("Frame", "OrthoplexFrame", "SimplexFrame", "make_frame", "simplex_vectors"),
-    "heads": ("CosineHead", "FrameHead", "HeadOutput", "LinearHead", "training_parameters"),
+    "frames": ("Frame", "OrthoplexFrame", "SimplexFrame", "make_frame", "nearest_simplex", "simplex_vectors"),
+    "heads": ("CosineHead", "FrameHead", "HeadOutput", "LinearHead", "NearestFrameHead", "training_parameters"),
     "angular": ("angular_regression",),
     "losses": (
         "AngularRegression",
         "BalancedSoftmax",
         "CrossEntropy",
         "DotRegression",
+        "FocalLoss",
+        "LDAM",
         "LogitAdjustedCrossEntropy",
         "MixedTargets",
         "ReleasedDotRegression",
+        "SquaredError",
+        "VectorScaling",
         "adjust_logits",
         "cross_entropy",
         "dot_regression",
+        "effective_number_weights",
+        "focal_loss",
+        "ldam_margins",
         "released_dot_regression",
+        "squared_error",
+        "vector_scaling",
     ),
+    "transport": ("transport_cost",),
     "imbalance": ("class_groups", "class_profile", "long_tail_indices", "stratified_split", "subset_indices"),
 }
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -42,28 +52,40 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from equiframe.frames import OrthoplexFrame as OrthoplexFrame
     from equiframe.frames import SimplexFrame as SimplexFrame
     from equiframe.frames import make_frame as make_frame
+    from equiframe.frames import nearest_simplex as nearest_simplex
     from equiframe.frames import simplex_vectors as simplex_vectors
     from equiframe.heads import CosineHead as CosineHead
     from equiframe.heads import FrameHead as FrameHead
     from equiframe.heads import HeadOutput as HeadOutput
     from equiframe.heads import LinearHead as LinearHead
+    from equiframe.heads import NearestFrameHead as NearestFrameHead
     from equiframe.heads import training_parameters as training_parameters
     from equiframe.imbalance import class_groups as class_groups
     from equiframe.imbalance import class_profile as class_profile
     from equiframe.imbalance import long_tail_indices as long_tail_indices
     from equiframe.imbalance import stratified_split as stratified_split
     from equiframe.imbalance import subset_indices as subset_indices
+    from equiframe.losses import LDAM as LDAM
     from equiframe.losses import AngularRegression as AngularRegression
     from equiframe.losses import BalancedSoftmax as BalancedSoftmax
     from equiframe.losses import CrossEntropy as CrossEntropy
     from equiframe.losses import DotRegression as DotRegression
+    from equiframe.losses import FocalLoss as FocalLoss
     from equiframe.losses import LogitAdjustedCrossEntropy as LogitAdjustedCrossEntropy
     from equiframe.losses import MixedTargets as MixedTargets
     from equiframe.losses import ReleasedDotRegression as ReleasedDotRegression
+    from equiframe.losses import SquaredError as SquaredError
+    from equiframe.losses import VectorScaling as VectorScaling
     from equiframe.losses import adjust_logits as adjust_logits
     from equiframe.losses import cross_entropy as cross_entropy
     from equiframe.losses import dot_regression as dot_regression
+    from equiframe.losses import effective_number_weights as effective_number_weights
+    from equiframe.losses import focal_loss as focal_loss
+    from equiframe.losses import ldam_margins as ldam_margins
     from equiframe.losses import released_dot_regression as released_dot_regression
+    from equiframe.losses import squared_error as squared_error
+    from equiframe.losses import vector_scaling as vector_scaling
+    from equiframe.transport import transport_cost as transport_cost
 
 
 def __getattr__(name: str) -> object:

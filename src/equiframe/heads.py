@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equiframe.errors import InputError, unknown
-from equiframe.frames import make_frame
+from equiframe.frames import make_frame, nearest_simplex
 
 NORMS = ("none", "batch")
 LENGTHS = ("unit", "free")
@@ -31,11 +31,12 @@ class HeadOutput:
     Attributes:
         features: ``(B, D)``, normalised as the head says.
         logits: ``(B, K)``, made on first access and then kept.
+        raw: ``(B, D)``, as the head got them; ``features`` where nothing was done to them.
     """
 
-    def __init__(self, head: Head, features: Tensor) -> None:
-        self.head = head
-        self.features = features
+    def __init__(self, head: Head, features: Tensor, raw: Tensor | None = None) -> None:
+        self.head, self.features = head, features
+        self.raw = features if raw is None else raw
         self._logits: Tensor | None = None
 
     @property
@@ -47,10 +48,25 @@ class HeadOutput:
 
 
 class Head(nn.Module):
-    """``forward(features (B, D)) -> HeadOutput``. A subclass says how features are normalised and logits made."""
+    """``forward(features (B, D)) -> HeadOutput``. A subclass says how features are normalised and logits made.
+
+    Attributes:
+        observes: whether the head wants to see the training batches (`observe`).
+        cosine_scale: the logit of cosine 1, where the head's logits are cosines times a constant; else None.
+        aligner: a frame head beside this one, whose frame the loss's ``alignment`` moves the features to; or None.
+    """
 
     num_classes: int
     dim: int
+    observes = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aligner: FrameHead | None = None
+
+    @property
+    def cosine_scale(self) -> float | None:
+        return None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -59,7 +75,13 @@ class Head(nn.Module):
 
     def forward(self, features: Tensor) -> HeadOutput:
         with _own_dtype(features):
-            return HeadOutput(self, self.normalise(features.to(self.dtype)))
+            features = features.to(self.dtype)
+            return HeadOutput(self, self.normalise(features), features)
+
+    def observe(self, features: Tensor, shares: Tensor) -> None:
+        """See a training batch: ``features (B, D)`` as normalised, and how much of each class a sample is ``(B, K)``.
+
+        A `Loss` calls it before it looks at the class vectors, for heads in training mode that have ``observes``."""
 
     def normalise(self, features: Tensor) -> Tensor:
         return features
@@ -132,6 +154,10 @@ class _NormalisedHead(Head):
             features = math.sqrt(self.e_h) * F.normalize(features, dim=1, eps=1e-8)
         return features
 
+    @property
+    def cosine_scale(self) -> float | None:
+        return self.logit_scale * math.sqrt(self.e_h) if self.length == "unit" else None
+
 
 class FrameHead(_NormalisedHead):
     r"""A fixed frame as classifier: only the features learn.
@@ -181,6 +207,11 @@ class FrameHead(_NormalisedHead):
     def dtype(self) -> torch.dtype:
         return self.frame.dtype
 
+    @property
+    def cosine_scale(self) -> float | None:
+        scale = super().cosine_scale
+        return None if scale is None else scale * math.sqrt(self.e_w)
+
     def vectors(self, targets: Tensor) -> Tensor:
         """Class vectors ``w_c = √E_W·m_c`` of integer targets, ``(B, D)``."""
         return math.sqrt(self.e_w) * self.frame.vectors(targets)
@@ -198,6 +229,51 @@ class FrameHead(_NormalisedHead):
 
     def extra_repr(self) -> str:
         return f"norm={self.norm}, length={self.length}, e_w={self.e_w}, e_h={self.e_h}, logit_scale={self.logit_scale}"
+
+
+class NearestFrameHead(FrameHead):
+    r"""The simplex frame nearest to the running class means: the classifier follows the features, and nothing trains.
+
+    With each training batch, before the loss looks at the class vectors, the running mean of every class k in it moves,
+    :math:`\mu_k \leftarrow (1-\rho)\mu_k + \rho\,\bar h_k`, and the frame becomes `nearest_simplex` of the means, held by
+    the proximal term to the frame before. No gradient goes through the frame. The means start at the vectors of a
+    Haar-random simplex, so a class that was not seen yet keeps its place. Mixed and soft targets count by their share:
+    as far as features mix like images, that draws all class means to one point alike, which the nearest frame ignores.
+
+    Args:
+        frame_rate: ρ in (0, 1].
+        others: as for `FrameHead`; the geometry is the simplex, so D ≥ K−1.
+
+    State: the buffers ``class_means (K, D)`` and the frame. Cost: one singular value decomposition of D × (K−1) a batch.
+
+    Source: Markou et al., NeurIPS 2024 (arXiv 2411.01248). They differentiate through the frame, centre the features by
+    the batch mean and let ρ fall from 1 to 1e-4; here ρ is a constant, and centring is BatchNorm's.
+    """
+
+    observes = True
+    class_means: Tensor
+
+    def __init__(self, dim: int, num_classes: int, *, frame_rate: float = 0.01, **options) -> None:
+        super().__init__(dim, num_classes, geometry="simplex", **options)
+        if not 0 < frame_rate <= 1:
+            raise InputError(f"frame_rate must be above 0 and at most 1, got {frame_rate!r}")
+        self.frame_rate = float(frame_rate)
+        self.register_buffer("class_means", math.sqrt(self.e_h) * self.frame.dense())
+
+    @torch.no_grad()
+    def observe(self, features: Tensor, shares: Tensor) -> None:
+        with _own_dtype(features):
+            shares = shares.to(features.dtype)
+            counts = shares.sum(0)[:, None]
+            means = shares.T @ features / counts.clamp_min(1e-8)
+            moved = torch.where(counts > 1e-8, torch.lerp(self.class_means, means, self.frame_rate), self.class_means)
+            if not moved.isfinite().all():  # the run has diverged, and its loss will say so
+                return
+            self.class_means = moved  # new tensors: an earlier batch's graph may still need the old ones
+            self.frame.class_vectors = nearest_simplex(moved, previous=self.frame.class_vectors)
+
+    def extra_repr(self) -> str:
+        return f"frame_rate={self.frame_rate}, {super().extra_repr()}"
 
 
 class CosineHead(_NormalisedHead):

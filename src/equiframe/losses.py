@@ -6,11 +6,17 @@ in the target distribution q: :math:`L(q) = \sum_k q_k L(k)`.
 
 Class weighting is an argument with a name, on every loss:
 
-``none``            each sample counts once.
-``batch-balanced``  sample of class c counts B/(C·n_c), with n_c its (soft) count among the C classes of the batch. The
-                    mean is then exactly the macro-average over the classes in the batch. The released code of Yang et
-                    al. does this by default to dot regression (through its per-batch E_W), and to nothing else.
-``class-balanced``  sample of class c counts N/(K·n_c) with n_c from the training set: inverse frequency, mean weight 1.
+``none``              each sample counts once.
+``batch-balanced``    sample of class c counts B/(C·n_c), with n_c its (soft) count among the C classes of the batch. The
+                      mean is then exactly the macro-average over the classes in the batch. The released code of Yang et
+                      al. does this by default to dot regression (through its per-batch E_W), and to nothing else.
+``class-balanced``    sample of class c counts N/(K·n_c) with n_c from the training set: inverse frequency, mean weight 1.
+``effective-number``  in proportion to (1−β)/(1−β^n_c), the weights of the K classes summing to K (Cui et al., CVPR 2019).
+                      On a long tail their mean over the training set is far below 1, and so is the step that they make.
+``effective-number-mean``  the same, divided by their mean over the batch, as PyTorch's weighted cross-entropy and with it
+                      the released code of Cao et al. (LDAM-DRW) do.
+
+The weighting may begin late (``reweight_from``): deferred re-weighting (Cao et al., NeurIPS 2019).
 """
 
 from __future__ import annotations
@@ -26,8 +32,9 @@ from torch.nn import functional as F
 from equiframe.angular import angular_regression
 from equiframe.errors import InputError, unknown
 from equiframe.heads import FrameHead, HeadOutput
+from equiframe.transport import transport_cost
 
-CLASS_WEIGHTINGS = ("none", "batch-balanced", "class-balanced")
+CLASS_WEIGHTINGS = ("none", "batch-balanced", "class-balanced", "effective-number", "effective-number-mean")
 
 
 class MixedTargets(NamedTuple):
@@ -59,6 +66,54 @@ def adjust_logits(logits: Tensor, class_counts: Tensor, *, tau: float = 1.0) -> 
     NeurIPS 2020); prediction uses the plain logits, whose arg-max then aims at the balanced error.
     """
     return logits + tau * torch.log(class_counts / class_counts.sum())
+
+
+def focal_loss(logits: Tensor, targets: Tensor, *, gamma: float = 2.0) -> Tensor:
+    r"""Focal loss of a sample, in its softmax form: :math:`-(1-p_c)^\gamma \log p_c`.
+
+    γ = 0 is cross-entropy. Shapes: logits ``(B, K)``, integer targets ``(B,)`` → ``(B,)``. Range [0, ∞).
+
+    Source: Lin et al., ICCV 2017, eq. 4; their α_c is the class weighting.
+    """
+    return _focal(cross_entropy(logits, targets), gamma)
+
+
+def _focal(surprise: Tensor, gamma: float) -> Tensor:
+    missing = -torch.expm1(-surprise)  # 1 − p, without cancellation near p = 1
+    return missing.clamp_min(torch.finfo(missing.dtype).tiny) ** gamma * surprise
+
+
+def ldam_margins(class_counts: Tensor, *, max_margin: float = 0.5) -> Tensor:
+    r"""Margins :math:`\Delta_k = C/n_k^{1/4}` of cosines, ``(K,)``, with C such that the largest is ``max_margin``.
+
+    Source: Cao et al., NeurIPS 2019, eq. 13; 0.5 in their released code.
+    """
+    margins = class_counts**-0.25
+    return max_margin * margins / margins.max()
+
+
+def vector_scaling(logits: Tensor, class_counts: Tensor, *, gamma: float, tau: float) -> Tensor:
+    r"""Logits of the VS loss: :math:`\Delta_k z_k + \tau\log(n_k/N)` with :math:`\Delta_k = (n_k/n_{max})^\gamma`.
+
+    γ = 0 is `adjust_logits`. ``(B, K) → (B, K)``. Source: Kini et al., NeurIPS 2021, and their released code.
+    """
+    return adjust_logits(logits * (class_counts / class_counts.max()) ** gamma, class_counts, tau=tau)
+
+
+def squared_error(logits: Tensor, *, kappa: float = 1.0, target: float = 1.0) -> Tensor:
+    r"""Squared error to one-hot targets, of every class as the target, ``(B, K) → (B, K)``.
+
+    .. math:: L(c) = \frac1K\Big(\kappa\,(z_c - M)^2 + \sum_{j\ne c} z_j^2\Big)
+
+    Args:
+        kappa: κ, the weight of the target's own term; target: M. Hui & Belkin take κ = M = 1 for few classes and larger
+            values for many (their rule begins at 42 classes).
+
+    Averaged over a soft target q at κ = M = 1 it is ‖z−q‖²/K plus a constant. Source: Hui & Belkin, ICLR 2021.
+    """
+    squares = logits**2
+    own = kappa * (logits - target) ** 2
+    return (squares.sum(1, keepdim=True) - squares + own) / logits.shape[1]
 
 
 def dot_regression(products: Tensor, *, e_w: float = 1.0, e_h: float = 1.0) -> Tensor:
@@ -113,6 +168,18 @@ def target_counts(targets: Targets, num_classes: int) -> Tensor:
     return torch.bincount(targets, minlength=num_classes).to(torch.get_default_dtype())
 
 
+def target_shares(targets: Targets, num_classes: int) -> Tensor:
+    """How much of each class a sample is, ``(B, K)`` float."""
+    if isinstance(targets, MixedTargets):
+        first, second = (F.one_hot(classes, num_classes) for classes in targets[:2])
+        share = torch.as_tensor(targets.share, device=first.device, dtype=torch.get_default_dtype())
+        share = share.expand(len(first))[:, None]
+        return share * first + (1 - share) * second
+    if targets.is_floating_point():
+        return targets
+    return F.one_hot(targets, num_classes).to(torch.get_default_dtype())
+
+
 def batch_balanced_weights(targets: Targets, num_classes: int) -> Tensor:
     """Weights B/(C·n_k) of the classes in a batch, ``(K,)``; 0 for absent classes, which nothing meets."""
     counts = target_counts(targets, num_classes)
@@ -125,32 +192,57 @@ def class_balanced_weights(class_counts: Tensor) -> Tensor:
     return class_counts.sum() / (len(class_counts) * class_counts)
 
 
+def effective_number_weights(class_counts: Tensor, *, beta: float = 0.9999) -> Tensor:
+    r"""Weights in proportion to the inverse effective number of images, :math:`(1-\beta)/(1-\beta^{n_k})`, ``(K,)``.
+
+    They sum to K. β = 0 gives ones, β → 1 the inverse frequency. Source: Cui et al., CVPR 2019.
+    """
+    effective = -torch.expm1(class_counts.double() * (math.log(beta) if beta else -math.inf))
+    weights = 1 / effective
+    return (len(weights) * weights / weights.sum()).to(class_counts.dtype)
+
+
 # --- modules ----------------------------------------------------------------------------------------------------------
 
 
 class Loss(nn.Module):
     """``loss(output, targets) -> scalar``: the weighted mean over the batch.
 
-    A subclass gives the loss of hard targets, ``per_target(output, targets (B,)) -> (B,)``, and of all classes,
-    ``per_class(output) -> (B, K)``, which only dense soft targets need.
+    A subclass gives the loss of hard targets, ``per_target(output, targets (B,)) -> (B,)``, and may give that of all
+    classes, ``per_class(output) -> (B, K)``, in less time; only dense soft targets need it.
 
     Args:
         class_weighting: a name in `CLASS_WEIGHTINGS`.
         class_counts: training images of each class; needed where a formula has n_k in it.
+        reweight_from: share of the run in [0, 1) after which the class weighting begins; `at` tells how far the run is.
+        effective_beta: β in [0, 1) of the effective number.
+        alignment: weight λ ≥ 0 of `transport_cost` between the features and the frame, which is added to the mean: that
+            of a frame head, else that of the head's ``aligner`` (Gao et al., ICML 2024: λ = 0.1).
     """
 
     class_counts: Tensor | None
+    fixed_weights: Tensor | None
 
     def __init__(
-        self, *, class_weighting: str = "none", class_counts: Sequence[int] | Tensor | None = None, needs_counts=False
+        self,
+        *,
+        class_weighting: str = "none",
+        class_counts: Sequence[int] | Tensor | None = None,
+        reweight_from: float = 0.0,
+        effective_beta: float = 0.9999,
+        alignment: float = 0.0,
+        needs_counts: bool = False,
     ) -> None:
         super().__init__()
         if class_weighting not in CLASS_WEIGHTINGS:
             raise unknown("class weighting", class_weighting, CLASS_WEIGHTINGS)
-        self.class_weighting = class_weighting
+        for name, value in (("reweight_from", reweight_from), ("effective_beta", effective_beta)):
+            _check_range(name, value, below=1)
+        _check_range("alignment", alignment)
+        self.class_weighting, self.reweight_from, self.alignment = class_weighting, reweight_from, float(alignment)
         if class_counts is not None:
             class_counts = torch.as_tensor(class_counts, dtype=torch.get_default_dtype())
-        if needs_counts or class_weighting == "class-balanced":
+        if needs_counts or class_weighting not in ("none", "batch-balanced"):
             if class_counts is None:
                 raise InputError(f"{type(self).__name__} needs class_counts (training images of each class)")
             if bool((class_counts < 1).any()):
@@ -159,15 +251,30 @@ class Loss(nn.Module):
                     f"class {empty} has no training image: {type(self).__name__} needs at least one of each"
                 )
         self.register_buffer("class_counts", class_counts, persistent=False)
+        weights = None
+        if class_weighting == "class-balanced":
+            weights = class_balanced_weights(class_counts)
+        elif class_weighting.startswith("effective-number"):
+            weights = effective_number_weights(class_counts, beta=effective_beta)
+        self.register_buffer("fixed_weights", weights, persistent=False)
+        self.at(0.0)
+
+    def at(self, done: float) -> None:
+        """Say that a share ``done`` in [0, 1] of the run is done: from ``reweight_from`` on, classes are weighted."""
+        self.reweights = done >= self.reweight_from
 
     def per_target(self, output: HeadOutput, targets: Tensor) -> Tensor:
         raise NotImplementedError
 
     def per_class(self, output: HeadOutput) -> Tensor:
-        raise NotImplementedError
+        classes = torch.arange(output.head.num_classes, device=output.features.device)
+        return torch.stack([self.per_target(output, k.expand(len(output.features))) for k in classes], dim=1)
 
     def forward(self, output: HeadOutput, targets: Targets) -> Tensor:
-        weights = self._class_weights(targets, output.head.num_classes)
+        head = output.head
+        if head.observes and head.training:
+            head.observe(output.features, target_shares(targets, head.num_classes))
+        weights = self._class_weights(targets, head.num_classes) if self.reweights else None
         if isinstance(targets, MixedTargets):
             first, second, share = targets
             losses = share * self._hard(output, first, weights) + (1 - share) * self._hard(output, second, weights)
@@ -176,7 +283,7 @@ class Loss(nn.Module):
             losses = (shares * self.per_class(output)).sum(1)
         else:
             losses = self._hard(output, targets, weights)
-        return losses.mean()
+        return losses.mean() + self.alignment * _transport(output) if self.alignment else losses.mean()
 
     def _hard(self, output: HeadOutput, targets: Tensor, weights: Tensor | None) -> Tensor:
         losses = self.per_target(output, targets)
@@ -185,18 +292,37 @@ class Loss(nn.Module):
     def _class_weights(self, targets: Targets, num_classes: int) -> Tensor | None:
         if self.class_weighting == "batch-balanced":
             return batch_balanced_weights(targets, num_classes)
-        if self.class_weighting == "class-balanced":
-            return class_balanced_weights(self.class_counts)
-        return None
+        if self.class_weighting == "effective-number-mean":
+            counts = target_counts(targets, num_classes)
+            return self.fixed_weights * counts.sum() / (self.fixed_weights * counts).sum()
+        return self.fixed_weights
+
+
+def _check_range(name: str, value: float, *, below: float = math.inf) -> None:
+    if not 0 <= value < below:
+        allowed = "at least 0 and finite" if below == math.inf else f"in [0, {below:g})"
+        raise InputError(f"{name} must be {allowed}, got {value!r}")
+
+
+def _transport(output: HeadOutput) -> Tensor:
+    """`transport_cost` from the features to the frame that they are to align with."""
+    head = output.head if isinstance(output.head, FrameHead) else output.head.aligner
+    if head is None:
+        raise InputError("alignment needs a frame: take a frame head, or set head.aligner to one")
+    features = output.features if head is output.head else head(output.raw).features
+    return transport_cost(features, head.class_vectors())
 
 
 class CrossEntropy(Loss):
-    """`cross_entropy` of the head's logits, with optional label smoothing."""
+    """`cross_entropy` of the head's logits, with optional label smoothing.
+
+    ``pull_and_push``: whether its gradient is p − δ by the head's logits, which tracking splits."""
+
+    pull_and_push = True
 
     def __init__(self, *, label_smoothing: float = 0.0, **kwargs) -> None:
         super().__init__(**kwargs)
-        if not 0 <= label_smoothing < 1:
-            raise InputError(f"label_smoothing must be in [0, 1), got {label_smoothing!r}")
+        _check_range("label_smoothing", label_smoothing, below=1)
         self.label_smoothing = label_smoothing
 
     def training_logits(self, output: HeadOutput) -> Tensor:
@@ -226,6 +352,75 @@ class BalancedSoftmax(LogitAdjustedCrossEntropy):
 
     def __init__(self, **kwargs) -> None:
         super().__init__(tau=1.0, **kwargs)
+
+
+class FocalLoss(Loss):
+    """`focal_loss` of the head's logits."""
+
+    def __init__(self, *, focal_gamma: float = 2.0, **kwargs) -> None:
+        super().__init__(**kwargs)
+        _check_range("focal_gamma", focal_gamma)
+        self.gamma = float(focal_gamma)
+
+    def per_target(self, output: HeadOutput, targets: Tensor) -> Tensor:
+        return focal_loss(output.logits, targets, gamma=self.gamma)
+
+    def per_class(self, output: HeadOutput) -> Tensor:
+        return _focal(-F.log_softmax(output.logits, dim=1), self.gamma)
+
+
+class LDAM(Loss):
+    r"""Label-distribution-aware margins: cross-entropy after the margin of `ldam_margins` is taken off the own cosine.
+
+    .. math:: L = -\log\frac{e^{s(\cos_c - \Delta_c)}}{e^{s(\cos_c - \Delta_c)} + \sum_{j\ne c} e^{s\cos_j}}
+
+    s is the head's ``cosine_scale`` (30 in the authors' code); margins are cosines, so the head must have one.
+
+    Source: Cao et al., NeurIPS 2019, eq. 12 and 13.
+    """
+
+    def __init__(self, *, max_margin: float = 0.5, **kwargs) -> None:
+        super().__init__(needs_counts=True, **kwargs)
+        _check_range("max_margin", max_margin, below=2)
+        self.register_buffer("margins", ldam_margins(self.class_counts, max_margin=max_margin), persistent=False)
+
+    def per_target(self, output: HeadOutput, targets: Tensor) -> Tensor:
+        scale = output.head.cosine_scale
+        if scale is None:
+            raise InputError("LDAM sets margins of cosines and needs a cosine or frame head with length='unit'")
+        margins = scale * self.margins.to(output.logits.dtype)[targets, None]
+        return cross_entropy(output.logits.scatter_add(1, targets[:, None], -margins), targets)
+
+
+class VectorScaling(CrossEntropy):
+    """The VS loss: cross-entropy of `vector_scaling` (Kini et al., NeurIPS 2021; defaults of their released code)."""
+
+    pull_and_push = False  # Δ_k stands before each
+
+    def __init__(self, *, vs_gamma: float = 0.3, tau: float = 1.0, **kwargs) -> None:
+        super().__init__(needs_counts=True, **kwargs)
+        _check_range("vs_gamma", vs_gamma)
+        self.gamma, self.tau = float(vs_gamma), float(tau)
+
+    def training_logits(self, output: HeadOutput) -> Tensor:
+        return vector_scaling(output.logits, self.class_counts, gamma=self.gamma, tau=self.tau)
+
+
+class SquaredError(Loss):
+    """`squared_error` of the head's logits (Hui & Belkin, ICLR 2021)."""
+
+    def __init__(self, *, mse_kappa: float = 1.0, mse_target: float = 1.0, **kwargs) -> None:
+        super().__init__(**kwargs)
+        for name, value in (("mse_kappa", mse_kappa), ("mse_target", mse_target)):
+            if not (value > 0 and math.isfinite(value)):
+                raise InputError(f"{name} must be a positive number, got {value!r}")
+        self.kappa, self.target = float(mse_kappa), float(mse_target)
+
+    def per_class(self, output: HeadOutput) -> Tensor:
+        return squared_error(output.logits, kappa=self.kappa, target=self.target)
+
+    def per_target(self, output: HeadOutput, targets: Tensor) -> Tensor:
+        return self.per_class(output).gather(1, targets[:, None])[:, 0]
 
 
 def _frame_head(output: HeadOutput, loss: nn.Module) -> FrameHead:
@@ -267,8 +462,3 @@ class AngularRegression(Loss):
     def per_target(self, output: HeadOutput, targets: Tensor) -> Tensor:
         head = _frame_head(output, self)
         return angular_regression(output.features, head.vectors(targets), scale=math.sqrt(head.e_w * head.e_h))
-
-    def per_class(self, output: HeadOutput) -> Tensor:
-        head = _frame_head(output, self)
-        classes = torch.arange(head.num_classes, device=output.features.device)
-        return torch.stack([self.per_target(output, k.expand(len(output.features))) for k in classes], dim=1)

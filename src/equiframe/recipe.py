@@ -49,9 +49,20 @@ class Recipe:
     length: str | None = _option(None, "head: unit or free feature length")
     logit_scale: float | None = _option(None, "head: factor from inner products to logits")
     e_h: float | None = _option(None, "head: squared length of features, E_H")
-    class_weighting: str | None = _option(None, "loss: none, batch-balanced or class-balanced")
+    frame_rate: float | None = _option(None, "nearest-frame: weight of a batch in the running class means")
+    class_weighting: str | None = _option(
+        None, "loss: none, batch-balanced, class-balanced, effective-number or effective-number-mean"
+    )
+    reweight_from: float | None = _option(None, "loss: share of the run after which the class weighting begins")
+    effective_beta: float | None = _option(None, "class weighting effective-number: beta")
+    alignment: float | None = _option(None, "loss: weight of the features' transport cost to the frame (DisA); 0: off")
     label_smoothing: float | None = _option(None, "loss: label smoothing")
     tau: float | None = _option(None, "loss: strength of logit adjustment")
+    vs_gamma: float | None = _option(None, "loss vs: exponent of the factor (n_k/n_max)^gamma on the logits")
+    focal_gamma: float | None = _option(None, "loss focal: exponent of 1 - p")
+    max_margin: float | None = _option(None, "loss ldam: the largest margin, of the smallest class")
+    mse_kappa: float | None = _option(None, "loss mse: weight of the target's own term")
+    mse_target: float | None = _option(None, "loss mse: what the target's logit should be, M")
     length_penalty: float | None = _option(None, "loss dr-released: weight of the mean feature length")
     # network
     backbone: str = _option("auto", "resnet20/32/44/56/110, densenet150, mlp, or a timm name; auto: by image size")

@@ -46,10 +46,10 @@ def parse_tracks(text: str) -> set[str]:
 def check_tracks(text: str, criterion: Loss) -> set[str]:
     """`parse_tracks`, refusing what the loss does not have."""
     names = parse_tracks(text)
-    if "gradients" in names and not isinstance(criterion, CrossEntropy):
+    if "gradients" in names and not (isinstance(criterion, CrossEntropy) and criterion.pull_and_push):
         raise InputError(
             f"track 'gradients' splits the gradient of cross-entropy into pull and push; "
-            f"{type(criterion).__name__} has no push"
+            f"the gradient of {type(criterion).__name__} is another"
         )
     return names
 

@@ -18,7 +18,7 @@ from equiframe.data.batches import Loader
 from equiframe.data.prepare import PreparedData, prepare_data
 from equiframe.errors import InputError
 from equiframe.heads import training_parameters
-from equiframe.losses import Targets
+from equiframe.losses import Loss, Targets
 from equiframe.measure import measure
 from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
@@ -52,7 +52,7 @@ class Trainer:
 
     recipe: Recipe
     model: Classifier
-    criterion: torch.nn.Module
+    criterion: Loss
     optimizer: torch.optim.Optimizer
     loader: Loader
     numerics: Numerics
@@ -72,6 +72,7 @@ class Trainer:
         started = time.perf_counter()  # the making of batches counts, telling and saving do not
         for images, targets in self.loader.epoch(self.epoch, self.step):
             lr = learning_rate(self.recipe, (self.epoch + (self.step + 1) / steps) / self.recipe.epochs)
+            self.criterion.at((self.epoch + self.step / steps) / self.recipe.epochs)
             pending += self.train_step(images, targets, lr)
             self.step += 1
             if device.type == "cpu" or self.step % 50 == 0 or self.step == steps:

@@ -6,7 +6,7 @@
 from equiframe.frames.base import DenseFrame, Frame, check_size
 from equiframe.frames.orthoplex import OrthoplexFrame
 from equiframe.frames.select import GEOMETRIES, choose_geometry, make_frame
-from equiframe.frames.simplex import SimplexFrame, haar_columns, simplex_vectors
+from equiframe.frames.simplex import SimplexFrame, haar_columns, nearest_simplex, simplex_vectors
 
 __all__ = [
     "GEOMETRIES",
@@ -18,5 +18,6 @@ __all__ = [
     "choose_geometry",
     "haar_columns",
     "make_frame",
+    "nearest_simplex",
     "simplex_vectors",
 ]

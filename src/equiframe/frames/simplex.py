@@ -9,6 +9,7 @@ simplex in a basis of the complement of the ones vector and need D ≥ K−1 onl
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -64,6 +65,51 @@ def simplex_vectors(num_classes: int, dim: int, *, seed: int = 0) -> Tensor:
         )
     scale = math.sqrt(num_classes / (num_classes - 1))
     return scale * helmert(num_classes) @ haar_columns(dim, num_classes - 1, seed=seed).T
+
+
+@functools.lru_cache(maxsize=8)
+def _helmert_on(num_classes: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    return helmert(num_classes).to(device, dtype)  # kept: a training step should not carry it to the GPU anew
+
+
+def nearest_simplex(vectors: Tensor, *, previous: Tensor | None = None, proximity: float = 1e-3) -> Tensor:
+    r"""The simplex ETF nearest to K vectors, up to where its centre lies and how large it is.
+
+    .. math:: W(Q) = \sqrt{\tfrac{K}{K-1}}\,F Q^\top, \qquad
+              \min_{Q^\top Q = I}\ \min_{b,\,t>0} \lVert Y - 1b^\top - t\,W(Q)\rVert_F^2
+              \;\Rightarrow\; Q = \mathrm{polar}(Y^\top F),
+
+    with F Helmert's ``(K, K-1)`` basis and polar(A) = UVᵀ of the singular value decomposition A = UΣVᵀ: on the
+    Stiefel manifold the problem is linear, so one polar factor solves it. A previous frame :math:`W(Q')` pulls by
+    the term :math:`\tfrac\delta2\lVert Q-Q'\rVert^2`, which decides where the vectors leave the frame open:
+    :math:`Q = \mathrm{polar}\big(\tfrac{2}{\sqrt{K-1}}\,Y^\top F/\lVert Y^\top F\rVert_F + \delta Q'\big)`.
+
+    Args:
+        vectors: Y, ``(K, D)`` with D ≥ K−1, such as class means; a common shift or factor changes nothing.
+        previous: the ``(K, D)`` simplex to stay near.
+        proximity: δ, the weight of staying near.
+
+    Returns:
+        ``(K, D)`` unit vectors in the dtype of ``vectors``.
+
+    Raises:
+        InputError: if D < K−1.
+
+    Source: the problem is that of Markou et al., NeurIPS 2024 (arXiv 2411.01248), who solve it by trust regions.
+    """
+    num_classes, dim = check_size(*vectors.shape)
+    if dim < num_classes - 1:
+        raise InputError(f"a simplex of K={num_classes} vectors needs D >= {num_classes - 1}, got D={dim}")
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    basis = _helmert_on(num_classes, vectors.device, dtype)
+    scale = math.sqrt(num_classes / (num_classes - 1))
+    directions = vectors.to(dtype).T @ basis
+    if previous is not None:
+        rounding = math.sqrt(torch.finfo(dtype).eps) * vectors.to(dtype).norm() + 1e-12  # equal vectors say nothing
+        directions = 2 / math.sqrt(num_classes - 1) * directions / torch.maximum(directions.norm(), rounding)
+        directions = directions + proximity / scale * previous.to(dtype).T @ basis
+    u, _, vh = torch.linalg.svd(directions, full_matrices=False)
+    return (scale * basis @ (u @ vh).T).to(vectors.dtype)
 
 
 class SimplexFrame(DenseFrame):
