@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "equiframe"
 FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"errors"},
     {"frames", "angular"},
-    {"heads", "imbalance", "collapse", "peeled", "recipe", "backbones", "summaries"},
+    {"heads", "imbalance", "collapse", "peeled", "recipe", "backbones", "summaries", "optimise"},
     {"losses"},
     {"method"},
     {"data", "model", "runs"},

@@ -135,6 +135,39 @@ def test_dropout_continues_to_the_bit(tiny, tmp_path, monkeypatch):
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"ema": 0.9}, {"sam": 0.05}, {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9, "sam": 0.1}],
+    ids=["ema", "sam", "adamw+both"],
+)
+def test_every_way_to_optimise_continues_to_the_bit(tiny, tmp_path, fields):
+    recipe = tiny(epochs=2, **fields)
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "run", progress=stop_at(1, 10))
+    train(recipe, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_layers_of_timm_at_their_own_rates_continue_to_the_bit(tiny, tmp_path):
+    recipe = tiny(
+        backbone="timm:test_resnet", width=None, method="ce", class_counts=(70,) * 10, batch_size=32, layer_decay=0.7
+    )
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "run", progress=stop_at(0, 10))
+    train(recipe, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    train(recipe.with_(layer_decay=1.0), tmp_path / "even")
+    assert history_of(tmp_path / "even") != history_of(tmp_path / "whole")
+
+
+def test_a_rate_that_adamw_does_not_like_is_noted(tiny, tmp_path):
+    said = []
+    train(tiny(optimizer="adamw", lr=0.05), tmp_path / "run", say=said.append)
+    assert "note: AdamW seldom trains at a learning rate of 0.05; --lr 0.001 is usual" in said
+
+
 def test_pretrained_weights_are_loaded_once(tiny, tmp_path, monkeypatch):
     """A resumed run takes its weights from the checkpoint, and needs no network."""
     import timm

@@ -23,6 +23,7 @@ from equiframe.measure import measure
 from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
 from equiframe.numerics import Numerics, choose_numerics
+from equiframe.optimise import WeightAverage, at_sharpest_point, build_optimizer, fixed_statistics, set_learning_rate
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import RunFolder, environment, settings_that_differ
 from equiframe.tracking import Tracker, check_tracks, event_writer, make_loader
@@ -63,6 +64,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.backbone = torch.compile(self.model.backbone) if self.recipe.compile else self.model.backbone
+        self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
+
+    @property
+    def evaluated(self) -> Classifier:
+        """The model to measure and to save: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.model
 
     def train_epoch(self, stop_requested: Callable[[], bool], progress: Progress) -> dict[str, float]:
         """The rest of the current epoch. Raises `Interrupted` between two steps on request."""
@@ -98,14 +105,23 @@ class Trainer:
 
     def train_step(self, images: Tensor, targets: Targets, lr: float) -> Tensor:
         """One step of gradient descent on a batch; returns its loss, detached."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
+        loss = self._backward(images, targets)
+        if self.recipe.sam:
+            with at_sharpest_point(self.model.parameters(), self.recipe.sam), fixed_statistics(self.model):
+                self._backward(images, targets)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model)
+        return loss
+
+    def _backward(self, images: Tensor, targets: Targets) -> Tensor:
+        """Loss and gradients of a batch; returns the loss, detached."""
         with self.numerics.autocast():
             features = self.backbone(images)
         loss = self.criterion(self.model.head(features), targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
         return loss.detach()
 
     def _finite(self, loss: float, lr: float) -> float:
@@ -124,6 +140,7 @@ class Trainer:
         return {
             "recipe": self.recipe.to_dict(),
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state(),
             "optimizer": self.optimizer.state_dict(),
             "progress": {"epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum, "seconds": self.seconds},
             "rng": torch.get_rng_state(),
@@ -133,6 +150,8 @@ class Trainer:
     def load_state(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state(state["average"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
         torch.set_rng_state(state["rng"])
@@ -237,13 +256,15 @@ def train(
     loader = make_loader(
         data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, seed=recipe.seed
     )
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
-    )
+    optimizer = build_optimizer(
+        model.backbone, model.head, kind=recipe.optimizer, lr=recipe.lr, momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay,
+    )  # fmt: skip
+    if recipe.optimizer == "adamw" and recipe.lr > 0.01:
+        say(f"note: AdamW seldom trains at a learning rate of {recipe.lr:g}; --lr 0.001 is usual")
     criterion = build_loss(card.method_fields, card.train_counts).to(numerics.device)
-    tracker = Tracker(recipe, model, criterion, data, card, numerics)
     trainer = Trainer(recipe, model, criterion, optimizer, loader, numerics)
+    tracker = Tracker(recipe, trainer.evaluated, criterion, data, card, numerics)
     try:
         if checkpoint is None:
             record = {"trial_images_per_second": numerics.trial, "training_parameters": trainable}
@@ -256,7 +277,7 @@ def train(
     except InputError:
         folder.discard()
         raise
-    return finish(folder, model, card, data, numerics, recipe)
+    return finish(folder, trainer.evaluated, card, data, numerics, recipe)
 
 
 def _train_epochs(trainer: Trainer, folder: RunFolder, tracker: Tracker, progress: Progress) -> None:
@@ -302,7 +323,7 @@ def finish(
         "seconds": round(sum(r["seconds"] for r in history), 3),
         "images_per_second": round(sum(r["images_per_second"] for r in history) / max(len(history), 1), 1),
         "epochs": len(history),
-        "selected": "last epoch",
+        "selected": "last epoch" + (", average of weights" if recipe.ema else ""),
     }
     save_classifier(model, measured.card, folder.write)
     folder.write_json("details.json", measured.details)
