@@ -15,7 +15,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"data", "model", "runs"},
     {"evaluate", "numerics"},
     {"tracking"},
-    {"measure"},
+    {"measure", "second_stage"},
     {"train", "predict"},
     {"compare"},
     {"report"},

@@ -53,6 +53,9 @@ class Recipe:
     label_smoothing: float | None = _option(None, "loss: label smoothing")
     tau: float | None = _option(None, "loss: strength of logit adjustment")
     length_penalty: float | None = _option(None, "loss dr-released: weight of the mean feature length")
+    second_stage: str | None = _option(
+        None, "after training: crt, tau-norm, lws, label-aware-smoothing, ncm, ncm-euclidean, post-hoc or none"
+    )
     # network
     backbone: str = _option("auto", "resnet20/32/44/56/110, densenet150, mlp, or a timm name; auto: by image size")
     width: int | None = _option(None, "base width of our own backbones")
