@@ -138,6 +138,11 @@ CASES = {
     "nothing to validate on": (train_on("pets", "--validation", "0"), "validation must not be 0"),
     "resized crops in memory": (digits("--augmentation", "resized-crop-flip"), "needs data_mode stream"),
     "dot regression on a linear head": (digits("--loss", "dr"), "needs head 'frame', not 'linear'"),
+    "scales on a frame": (
+        digits("--method", "etf-ce", "--second-stage", "lws"),
+        "those of head 'frame' all have equal",
+    ),
+    "second stage": (digits("--second-stage", "crtt"), "unknown second stage 'crtt'; did you mean 'crt'?"),
     "field of another head": (digits("--e-w", "2"), "field 'e_w' does not belong to head 'linear'"),
     "frame of length 0": (digits("--method", "etf-ce", "--width", "9", "--e-w", "0"), "e_w must be a positive number"),
     "smoothing beyond 1": (digits("--label-smoothing", "1.5"), "smoothing"),

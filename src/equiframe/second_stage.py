@@ -208,6 +208,8 @@ def _lws(stage: Stage, smoothing: Tensor | None = None) -> Result:
 
 
 def _label_aware_smoothing(stage: Stage) -> Result:
+    """MiSLAS's second stage with class vectors that are scaled only; the authors also train them, at a lower rate, and
+    let BatchNorm's statistics shift to balanced batches, which cached features rule out."""
     return _lws(stage, smoothing_of_classes(stage.counts))
 
 
@@ -286,6 +288,7 @@ def run_second_stage(
     return model.eval(), card, {"second_stage": name} | {f"second_stage_{key}": v for key, v in chosen.items()}
 
 
+@torch.no_grad()
 def collect_features(model: Classifier, loader: Loader, numerics: Numerics, *, batch_size: int = 256) -> Features:
     """Features of all images, in order, as the head normalises them; ``model`` must be in evaluation mode."""
     features, labels = [], []

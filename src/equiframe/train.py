@@ -350,6 +350,7 @@ def apply_second_stage(
     stage: str,
     out: str | Path,
     *,
+    method: str | None = None,
     device: str = "auto",
     data: str | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -362,6 +363,7 @@ def apply_second_stage(
         run: a finished run without a second stage; it stays as it is.
         stage: a name of `equiframe.method.SECOND_STAGES`.
         out: the new run folder.
+        method: the name that the new run goes by: ``crt`` where a run of ``ce`` gets that stage. Default: that of the run.
         data: where the run's images lie now, if not where the run found them.
 
     Raises:
@@ -374,7 +376,7 @@ def apply_second_stage(
         raise InputError(f"{run} has a second stage already ({card.method_fields['second_stage']}); give its first")
     if stage == "none":
         raise InputError("second stage 'none' changes nothing; choose another")
-    recipe = first.recipe().with_(second_stage=stage)
+    recipe = first.recipe().with_(second_stage=stage, method=method or card.method)
     resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
     folder.check(recipe, resume=False)
     record = first.read_json("environment.json")
@@ -384,7 +386,7 @@ def apply_second_stage(
         folder.write_json("environment.json", environment(numerics.device) | kept | {"second_stage_of": str(run)})
         for epoch in first.history():
             folder.append_history(epoch)
-        card = replace(card, temperature=None, temperature_from=None)
+        card = replace(card, method=recipe.method, temperature=None, temperature_from=None)
         return finish(folder, model, card, images, numerics, opened.with_(second_stage=stage), say)
     except BaseException:
         folder.discard()
