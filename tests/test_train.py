@@ -153,6 +153,20 @@ def test_heads_and_losses_with_a_state_continue_to_the_bit(tiny, tmp_path, field
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [{"ema": 0.9}, {"sam": 0.05}, {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9, "sam": 0.1}],
+    ids=["ema", "sam", "adamw+both"],
+)
+def test_every_way_to_optimise_continues_to_the_bit(tiny, tmp_path, fields):
+    recipe = tiny(epochs=2, **fields)
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "run", progress=stop_at(1, 10))
+    train(recipe, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
 def test_deferred_weighting_begins_at_its_epoch(tiny, tmp_path):
     """0.8 of five epochs: four are those of plain LDAM, the fifth is not."""
     losses = {}
@@ -161,6 +175,25 @@ def test_deferred_weighting_begins_at_its_epoch(tiny, tmp_path):
         losses[method] = [record["loss"] for record in RunFolder(tmp_path / method).history()]
     assert losses["ldam"][:4] == losses["ldam-drw"][:4]
     assert losses["ldam"][4] != losses["ldam-drw"][4]
+
+
+def test_layers_of_timm_at_their_own_rates_continue_to_the_bit(tiny, tmp_path):
+    recipe = tiny(
+        backbone="timm:test_resnet", width=None, method="ce", class_counts=(70,) * 10, batch_size=32, layer_decay=0.7
+    )
+    train(recipe, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "run", progress=stop_at(0, 10))
+    train(recipe, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    train(recipe.with_(layer_decay=1.0), tmp_path / "even")
+    assert history_of(tmp_path / "even") != history_of(tmp_path / "whole")
+
+
+def test_a_rate_that_adamw_does_not_like_is_noted(tiny, tmp_path):
+    said = []
+    train(tiny(optimizer="adamw", lr=0.05), tmp_path / "run", say=said.append)
+    assert "note: AdamW seldom trains at a learning rate of 0.05; --lr 0.001 is usual" in said
 
 
 def test_pretrained_weights_are_loaded_once(tiny, tmp_path, monkeypatch):

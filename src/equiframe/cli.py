@@ -141,6 +141,12 @@ def _parser() -> _Parser:
     sub.add_argument("--out", metavar="FILE.csv", help="where to write the CSV [stdout]")
     sub.add_argument("--top", type=int, default=5, metavar="K", help="how many classes an image [5]")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
+    sub = verb("second-stage", _second_stage, "give a finished run a better classifier on the features that it has")
+    sub.add_argument("run", metavar="RUN", help="a run folder without a second stage; it stays as it is")
+    sub.add_argument("--stage", required=True, metavar="NAME", help="crt, tau-norm, lws, label-aware-smoothing, ncm, …")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the new run folder")
+    sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
     verb("methods", _methods, "list the named methods")
     sub = verb("frame", _frame, "describe the fixed frame for K classes in D dimensions")
     sub.add_argument("num_classes", metavar="K", type=int)
@@ -452,6 +458,19 @@ def _predict(arguments: argparse.Namespace) -> int:
         ]))  # fmt: skip
     elif target is None:
         print(as_csv(images, ranked), end="")
+    return 0
+
+
+def _second_stage(arguments: argparse.Namespace) -> int:
+    from equiframe.train import apply_second_stage
+
+    reporter, out = _Reporter(arguments.quiet), Path(arguments.out)
+    metrics = apply_second_stage(
+        arguments.run, arguments.stage, out, device=arguments.device, data=arguments.data, say=reporter.say
+    )
+    reporter.say(f"report: {_write_report([out], out)}")
+    reporter.say(f"saved in {out}")
+    print(json.dumps(metrics)) if arguments.json else _print_metrics(metrics, str(out))
     return 0
 
 

@@ -304,6 +304,32 @@ class CosineHead(_NormalisedHead):
         return F.normalize(self.weight, dim=1)
 
 
+class AffineHead(_NormalisedHead):
+    """``z = W h + b`` of features h that are normalised as an earlier head normalised them: what a second stage leaves.
+
+    Without ``norm`` and with free length it computes what `LinearHead` does.
+    """
+
+    def __init__(
+        self, dim: int, num_classes: int, *, norm: str = "none", length: str = "free", e_h: float = 1.0
+    ) -> None:
+        super().__init__(dim, num_classes, norm, length, e_h, logit_scale=1.0)
+        self.linear = nn.Linear(dim, num_classes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.linear.weight.dtype
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.linear(features)
+
+    def class_vectors(self) -> Tensor:
+        return self.linear.weight
+
+    def class_bias(self) -> Tensor | None:
+        return self.linear.bias
+
+
 def training_parameters(module: nn.Module) -> dict[str, int]:
     """Names and sizes of the parameters that train. Printed and recorded by every run.
 

@@ -92,6 +92,18 @@ def evaluate_run(
     Raises:
         InputError: if the folder is not a finished run, or its data has changed.
     """
+    model, card, images, numerics, recipe = open_run(run, device=device, data=data)
+    return measure(model, card, images, numerics, recipe, full=full).metrics
+
+
+def open_run(
+    run: str | Path, *, device: str = "auto", data: str | None = None
+) -> tuple[Classifier, ModelCard, PreparedData, Numerics, Recipe]:
+    """A finished run's model on a device, its own images, and its recipe with ``split`` set to these images.
+
+    Raises:
+        InputError: if the folder is not a finished run, or its data has changed.
+    """
     folder = RunFolder(run)
     model, card = load_classifier(run)
     recipe = folder.recipe().with_(device=device, split=str(folder.path / "split.json"))
@@ -103,4 +115,4 @@ def evaluate_run(
         device=recipe.device, precision=recipe.precision, memory_format=recipe.memory_format,
     )  # fmt: skip
     model.to(numerics.device, memory_format=numerics.torch_memory_format)
-    return measure(model, card, images, numerics, recipe, full=full).metrics
+    return model, card, images, numerics, recipe

@@ -1,4 +1,4 @@
-"""Methods: head + loss under one name, and how their parts are built from flat fields.
+"""Methods: head + loss + second stage under one name, and how their parts are built from flat fields.
 
 A recipe names a method and may override any of its fields; a field that the chosen head or loss does not have is
 refused with the reason, never ignored.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from equiframe.errors import InputError, unknown
-from equiframe.heads import CosineHead, FrameHead, Head, LinearHead, NearestFrameHead
+from equiframe.heads import AffineHead, CosineHead, FrameHead, Head, LinearHead, NearestFrameHead
 from equiframe.losses import (
     CLASS_WEIGHTINGS,
     LDAM,
@@ -57,12 +57,24 @@ WEIGHTING_FIELDS: dict[str, dict[str, object]] = {  # class weighting → its fi
     }
     for name in CLASS_WEIGHTINGS
 }
+_RESCALABLE = ("linear", "frozen-linear", "cosine")
+SECOND_STAGES: dict[str, tuple[str, tuple[str, ...] | None]] = {  # name → what it is, and the heads it makes sense on
+    "none": ("the model as it was trained", None),
+    "crt": ("a linear classifier anew, class-balanced (Kang 2020)", None),
+    "tau-norm": ("class vectors divided by their length to the power τ (Kang 2020)", ("linear",)),
+    "lws": ("learned scales of the logits, class-balanced (Kang 2020)", _RESCALABLE),
+    "label-aware-smoothing": ("lws with more label smoothing for larger classes (MiSLAS, Zhong 2021)", _RESCALABLE),
+    "ncm": ("nearest class mean by cosine (Kang 2020)", None),
+    "ncm-euclidean": ("nearest class mean by distance", None),
+    "post-hoc": ("logits minus τ·log(n_k/N) (Menon 2021)", None),
+}
 METHOD_FIELDS = (
     "head",
     "loss",
     *dict.fromkeys([f for fields in HEADS.values() for f in fields]),
     *_EVERY_LOSS,
     *dict.fromkeys([f for fields in WEIGHTING_FIELDS.values() for f in fields]),
+    "second_stage",
     *dict.fromkeys([f for _, fields in LOSSES.values() for f in fields]),
 )
 
@@ -100,6 +112,28 @@ METHODS: dict[str, Method] = {
         {"head": "linear", "loss": "ce", "class_weighting": "effective-number"},
     ),
     "cosine": Method("learnable cosine classifier, cross-entropy", {"head": "cosine", "loss": "ce"}),
+    "crt": Method(
+        "ce, then a linear classifier anew on class-balanced features (Kang 2020)",
+        {"head": "linear", "loss": "ce", "second_stage": "crt"},
+    ),
+    "tau-norm": Method(
+        "ce, then class vectors normalised by their length to the power τ (Kang 2020)",
+        {"head": "linear", "loss": "ce", "second_stage": "tau-norm"},
+    ),
+    "lws": Method(
+        "ce, then learned scales of the class vectors (Kang 2020)",
+        {"head": "linear", "loss": "ce", "second_stage": "lws"},
+    ),
+    "label-aware-smoothing": Method(
+        "ce, then scales learned with label-aware smoothing (MiSLAS, Zhong 2021, without shifted BatchNorm)",
+        {"head": "linear", "loss": "ce", "second_stage": "label-aware-smoothing"},
+    ),
+    "ncm": Method(
+        "ce, then nearest class mean by cosine (Kang 2020)", {"head": "linear", "loss": "ce", "second_stage": "ncm"}
+    ),
+    "post-hoc": Method(
+        "ce, then logits minus τ·log prior (Menon 2021)", {"head": "linear", "loss": "ce", "second_stage": "post-hoc"}
+    ),
     "balanced-softmax": Method(
         "learnable linear classifier, balanced softmax (Ren 2020)", {"head": "linear", "loss": "balanced-softmax"}
     ),
@@ -185,7 +219,7 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
     weighting = str(chosen.get("class_weighting", "none"))
     if weighting not in CLASS_WEIGHTINGS:
         raise unknown("class weighting", weighting, CLASS_WEIGHTINGS)
-    known = {**HEADS[head], **LOSSES[loss][1], **_EVERY_LOSS, **WEIGHTING_FIELDS[weighting]}
+    known = {**HEADS[head], **LOSSES[loss][1], **_EVERY_LOSS, **WEIGHTING_FIELDS[weighting], "second_stage": "none"}
     for name in given:
         if name not in known and any(name in fields for fields in WEIGHTING_FIELDS.values()):
             raise InputError(f"field {name!r} does not belong to class weighting {weighting!r} of method {method!r}")
@@ -197,15 +231,36 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
             f"loss 'ldam' sets margins of cosines and needs head 'cosine', 'frame' or 'nearest-frame' with length 'unit', "
             f"not head {head!r}" + (f" with length {known['length']!r}" if "length" in known else "")
         )
+    _check_second_stage(str(known["second_stage"]), head, loss)
     return {"head": head, "loss": loss, **{name: known.get(name) for name in METHOD_FIELDS[2:]}}
+
+
+def _check_second_stage(stage: str, head: str, loss: str) -> None:
+    if stage not in SECOND_STAGES:
+        raise unknown("second stage", stage, SECOND_STAGES)
+    heads = SECOND_STAGES[stage][1]
+    if heads is not None and head not in heads:
+        why = "never learned their lengths" if head == "frozen-linear" else "all have equal length by construction"
+        raise InputError(
+            f"second stage {stage!r} mends the lengths of class vectors, and those of head {head!r} {why}; "
+            "crt, ncm and post-hoc take any head"
+        )
+    if stage == "post-hoc" and issubclass(LOSSES[loss][0], LogitAdjustedCrossEntropy):
+        raise InputError(f"second stage 'post-hoc' adjusts logits by class counts, which loss {loss!r} does already")
 
 
 def build_head(fields: Mapping[str, object], dim: int, num_classes: int, *, seed: int = 0) -> Head:
     """The head that resolved method fields describe; ``seed`` rotates the frame.
 
     With an ``alignment`` a learnable head gets a frame head beside it as its ``aligner`` (BatchNorm, unit length).
+    After a second stage that is an `AffineHead` on features as the method's own head normalises them (of unit length for
+    ``ncm``, whose logits are cosines).
     """
-    head = fields["head"]
+    head, stage = fields["head"], fields.get("second_stage", "none")
+    if stage != "none":
+        norm, length, e_h = (fields[name] for name in ("norm", "length", "e_h"))
+        length = "unit" if stage == "ncm" else length or "free"
+        return AffineHead(dim, num_classes, norm=norm or "none", length=length, e_h=e_h or 1.0)
     options = {name: fields[name] for name in HEADS[head]}
     if head == "frame":
         return FrameHead(dim, num_classes, seed=seed, **options)

@@ -64,6 +64,9 @@ class Recipe:
     mse_kappa: float | None = _option(None, "loss mse: weight of the target's own term")
     mse_target: float | None = _option(None, "loss mse: what the target's logit should be, M")
     length_penalty: float | None = _option(None, "loss dr-released: weight of the mean feature length")
+    second_stage: str | None = _option(
+        None, "after training: crt, tau-norm, lws, label-aware-smoothing, ncm, ncm-euclidean, post-hoc or none"
+    )
     # network
     backbone: str = _option("auto", "resnet20/32/44/56/110, densenet150, mlp, or a timm name; auto: by image size")
     width: int | None = _option(None, "base width of our own backbones")
@@ -71,9 +74,17 @@ class Recipe:
     # optimisation
     epochs: int = _option(30, "passes over the training images")
     batch_size: int = _option(128, "images a step")
-    lr: float = _option(0.1, "peak learning rate of SGD")
-    momentum: float = _option(0.9, "momentum of SGD")
+    optimizer: str = _option("sgd", "sgd, or adamw (with a --lr of about 0.001)", ("sgd", "adamw"))
+    lr: float = _option(0.1, "peak learning rate")
+    momentum: float = _option(0.9, "momentum of SGD, beta1 of AdamW")
     weight_decay: float = _option(2e-4, "weight decay on all parameters")
+    layer_decay: float = _option(
+        1.0, "timm: each group of layers learns at this times the rate of the one above; 1: off"
+    )
+    sam: float = _option(0.0, "sharpness-aware steps of this radius, twice the work (0.05 is usual); 0: off")
+    ema: float = _option(
+        0.0, "evaluate and save a moving average of the weights with this decay, such as 0.999; 0: off"
+    )
     schedule: str = _option(
         "steps", "steps: x0.1 after 80 %, x0.01 after 90 % (the paper's); or cosine", ("steps", "cosine")
     )
@@ -107,7 +118,11 @@ class Recipe:
         for name, low, high in (("validation", 0, 0.9), ("warmup", 0, 1), ("momentum", 0, 1)):
             if not low <= getattr(self, name) <= high:
                 raise InputError(f"{name} must be between {low} and {high}, got {getattr(self, name)}")
-        for name in ("lr", "weight_decay", "mixup", "seed", "subset_seed"):
+        if not 0 < self.layer_decay <= 1:
+            raise InputError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema must be at least 0 and below 1, got {self.ema}")
+        for name in ("lr", "weight_decay", "mixup", "sam", "seed", "subset_seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
         for name, bits in (("seed", 63), ("subset_seed", 32)):  # what the generators of torch and NumPy take

@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,12 +19,14 @@ from equiframe.data.prepare import PreparedData, prepare_data
 from equiframe.errors import InputError
 from equiframe.heads import training_parameters
 from equiframe.losses import Loss, Targets
-from equiframe.measure import measure
+from equiframe.measure import measure, open_run
 from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
 from equiframe.numerics import Numerics, choose_numerics
+from equiframe.optimise import WeightAverage, at_sharpest_point, build_optimizer, fixed_statistics, set_learning_rate
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import RunFolder, environment, settings_that_differ
+from equiframe.second_stage import run_second_stage
 from equiframe.tracking import Tracker, check_tracks, event_writer, make_loader
 
 Progress = Callable[[dict], None]
@@ -63,6 +65,12 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.backbone = torch.compile(self.model.backbone) if self.recipe.compile else self.model.backbone
+        self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
+
+    @property
+    def evaluated(self) -> Classifier:
+        """The model to measure and to save: the average of the weights where there is one."""
+        return self.model if self.average is None else self.average.model
 
     def train_epoch(self, stop_requested: Callable[[], bool], progress: Progress) -> dict[str, float]:
         """The rest of the current epoch. Raises `Interrupted` between two steps on request."""
@@ -99,14 +107,23 @@ class Trainer:
 
     def train_step(self, images: Tensor, targets: Targets, lr: float) -> Tensor:
         """One step of gradient descent on a batch; returns its loss, detached."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(self.optimizer, lr)
+        loss = self._backward(images, targets)
+        if self.recipe.sam:
+            with at_sharpest_point(self.model.parameters(), self.recipe.sam), fixed_statistics(self.model):
+                self._backward(images, targets)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update(self.model)
+        return loss
+
+    def _backward(self, images: Tensor, targets: Targets) -> Tensor:
+        """Loss and gradients of a batch; returns the loss, detached."""
         with self.numerics.autocast():
             features = self.backbone(images)
         loss = self.criterion(self.model.head(features), targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.optimizer.step()
         return loss.detach()
 
     def _finite(self, loss: float, lr: float) -> float:
@@ -125,6 +142,7 @@ class Trainer:
         return {
             "recipe": self.recipe.to_dict(),
             "model": self.model.state_dict(),
+            "average": None if self.average is None else self.average.state(),
             "optimizer": self.optimizer.state_dict(),
             "progress": {"epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum, "seconds": self.seconds},
             "rng": torch.get_rng_state(),
@@ -134,6 +152,8 @@ class Trainer:
     def load_state(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state(state["average"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
         torch.set_rng_state(state["rng"])
@@ -165,7 +185,7 @@ def _stop_on_signals():
 
 
 def settle(recipe: Recipe, data: PreparedData) -> tuple[Recipe, ModelCard]:
-    """Fill in what the recipe left to the method and to the data."""
+    """Fill in what the recipe left to the method and to the data. The card is that of the model before a second stage."""
     fields = resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
     backbone = recipe.backbone
     if backbone == "auto":
@@ -176,7 +196,8 @@ def settle(recipe: Recipe, data: PreparedData) -> tuple[Recipe, ModelCard]:
     )  # fmt: skip
     card = ModelCard(
         backbone=backbone, width=recipe.width, image_size=data.image_size, class_names=data.class_names,
-        train_counts=data.train_counts, mean=data.mean, std=data.std, method=recipe.method, method_fields=fields,
+        train_counts=data.train_counts, mean=data.mean, std=data.std, method=recipe.method,
+        method_fields=fields | {"second_stage": "none"},
     )  # fmt: skip
     return recipe, card
 
@@ -238,13 +259,15 @@ def train(
     loader = make_loader(
         data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, seed=recipe.seed
     )
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
-    )
+    optimizer = build_optimizer(
+        model.backbone, model.head, kind=recipe.optimizer, lr=recipe.lr, momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay,
+    )  # fmt: skip
+    if recipe.optimizer == "adamw" and recipe.lr > 0.01:
+        say(f"note: AdamW seldom trains at a learning rate of {recipe.lr:g}; --lr 0.001 is usual")
     criterion = build_loss(card.method_fields, card.train_counts).to(numerics.device)
-    tracker = Tracker(recipe, model, criterion, data, card, numerics)
     trainer = Trainer(recipe, model, criterion, optimizer, loader, numerics)
+    tracker = Tracker(recipe, trainer.evaluated, criterion, data, card, numerics)
     try:
         if checkpoint is None:
             record = {"trial_images_per_second": numerics.trial, "training_parameters": trainable}
@@ -257,7 +280,7 @@ def train(
     except InputError:
         folder.discard()
         raise
-    return finish(folder, model, card, data, numerics, recipe)
+    return finish(folder, trainer.evaluated, card, data, numerics, recipe, say)
 
 
 def _train_epochs(trainer: Trainer, folder: RunFolder, tracker: Tracker, progress: Progress) -> None:
@@ -293,22 +316,94 @@ def _load_checkpoint(folder: RunFolder, trainer: Trainer, checkpoint: dict) -> N
 
 
 def finish(
-    folder: RunFolder, model: Classifier, card: ModelCard, data: PreparedData, numerics: Numerics, recipe: Recipe
+    folder: RunFolder,
+    model: Classifier,
+    card: ModelCard,
+    data: PreparedData,
+    numerics: Numerics,
+    recipe: Recipe,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, object]:
-    """Fit the temperature, test once, write ``model.*``, ``details.json`` and ``metrics.json``. The last epoch's weights
-    are used."""
+    """Run the second stage if there is one, fit the temperature, test once, write ``model.*``, ``details.json`` and
+    ``metrics.json``. The last epoch's weights are used."""
+    chosen: dict[str, object] = {}
+    if recipe.second_stage not in (None, "none"):
+        started = time.perf_counter()
+        model, card, chosen = run_second_stage(recipe.second_stage, model, card, data, numerics, recipe)
+        say(f"second stage: {_in_words(chosen)}; {time.perf_counter() - started:.1f} s")
     measured = measure(model, card, data, numerics, recipe)
     history = folder.history()
     metrics = measured.metrics | {
         "seconds": round(sum(r["seconds"] for r in history), 3),
         "images_per_second": round(sum(r["images_per_second"] for r in history) / max(len(history), 1), 1),
         "epochs": len(history),
-        "selected": "last epoch",
+        "selected": "last epoch" + (", average of weights" if recipe.ema else ""),
+        **chosen,
     }
     save_classifier(model, measured.card, folder.write)
     folder.write_json("details.json", measured.details)
     folder.write_json("metrics.json", metrics)
     return metrics
+
+
+def apply_second_stage(
+    run: str | Path,
+    stage: str,
+    out: str | Path,
+    *,
+    method: str | None = None,
+    device: str = "auto",
+    data: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, object]:
+    """Give a finished run a second stage, in a run folder of its own, and return its metrics.
+
+    The result is that of training anew with ``second_stage``, without training. The folder has no checkpoint.
+
+    Args:
+        run: a finished run without a second stage; it stays as it is.
+        stage: a name of `equiframe.method.SECOND_STAGES`.
+        out: the new run folder.
+        method: the name that the new run goes by: ``crt`` where a run of ``ce`` gets that stage. Default: that of the run.
+        data: where the run's images lie now, if not where the run found them.
+
+    Raises:
+        InputError: if the folder is not such a run, its data has changed, ``out`` is taken, or the stage makes no sense on
+            its head.
+    """
+    first, folder = RunFolder(run), RunFolder(out)
+    model, card, images, numerics, opened = open_run(run, device=device, data=data)
+    if card.method_fields.get("second_stage", "none") != "none":
+        raise InputError(f"{run} has a second stage already ({card.method_fields['second_stage']}); give its first")
+    if stage == "none":
+        raise InputError("second stage 'none' changes nothing; choose another")
+    recipe = first.recipe().with_(second_stage=stage, method=method or card.method)
+    resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
+    folder.check(recipe, resume=False)
+    record = first.read_json("environment.json")
+    kept = {name: record[name] for name in ("left_open", "training_parameters") if name in record}
+    try:
+        folder.begin(recipe, recipe, images.manifest, {})
+        folder.write_json("environment.json", environment(numerics.device) | kept | {"second_stage_of": str(run)})
+        for epoch in first.history():
+            folder.append_history(epoch)
+        card = replace(card, method=recipe.method, temperature=None, temperature_from=None)
+        return finish(folder, model, card, images, numerics, opened.with_(second_stage=stage), say)
+    except BaseException:
+        folder.discard()
+        raise
+
+
+def _in_words(chosen: dict[str, object]) -> str:
+    """What a second stage chose, for a person."""
+    words = [str(chosen["second_stage"])]
+    if "second_stage_tau" in chosen:
+        source = "chosen on validation images" if chosen["second_stage_tau_from"] == "validation" else (
+            "the usual one: there are no validation images to choose it on")  # fmt: skip
+        words.append(f"τ = {chosen['second_stage_tau']:g}, {source}")
+    if "second_stage_val_macro" in chosen:
+        words.append(f"validation macro {100 * chosen['second_stage_val_macro']:.1f} %")
+    return ", ".join(words)
 
 
 def _describe(card: ModelCard, model: Classifier, trainable: dict[str, int], numerics: Numerics) -> list[str]:

@@ -1,0 +1,317 @@
+"""Second stages: a better classifier on features that stay as they are.
+
+The features of the training images, not augmented, are computed once; every stage works on this ``(N, D)`` tensor, so
+that it takes seconds. Each ends in an affine map of the features as the trained head normalises them (`AffineHead`).
+What has a free number (τ) chooses it by macro accuracy on validation images, never on test images.
+
+Class-balanced sampling draws a class, then one of its images. Its expected loss is the mean over classes of the mean
+loss of a class, which is minimised here as it stands, by L-BFGS, instead of by samples:
+
+.. math:: \\frac{1}{K} \\sum_k \\frac{1}{n_k} \\sum_{i \\in k} \\ell_i + \\frac{\\lambda}{2} \\lVert\\theta\\rVert^2
+
+The weight decay λ = 5e-4 is that of Kang et al.; it makes the minimum unique where θ enters linearly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from equiframe.data.batches import Loader
+from equiframe.data.prepare import PreparedData
+from equiframe.data.sources import ImageSet
+from equiframe.evaluate import class_recall
+from equiframe.heads import AffineHead, Head
+from equiframe.method import build_head
+from equiframe.model import Classifier, ModelCard
+from equiframe.numerics import Numerics
+from equiframe.recipe import Recipe
+from equiframe.tracking import make_loader
+
+WEIGHT_DECAY = 5e-4
+TAU_NORM_GRID = [i / 20 for i in range(21)]  # 0, 0.05, …, 1
+POST_HOC_GRID = [i / 20 for i in range(61)]  # 0, 0.05, …, 3
+
+
+@dataclass(frozen=True)
+class Features:
+    """``features (N, D)`` as they meet the class vectors, ``labels (N,)``."""
+
+    features: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a second stage may use.
+
+    Attributes:
+        weight, bias: ``(K, D)`` and ``(K,)``: the trained head as an affine map of its features.
+        training: the training images.
+        validation: the validation images, or None.
+        counts: ``(K,)`` training images of each class.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    training: Features
+    validation: Features | None
+    counts: Tensor
+
+    def logits(self, of: Features) -> Tensor:
+        return of.features @ self.weight.T + self.bias
+
+
+Result = tuple[Tensor, Tensor, dict[str, object]]  # weight (K, D), bias (K,), what was chosen
+
+
+# --- pure functions ---------------------------------------------------------------------------------------------------
+
+
+def minimise(
+    parameters: Sequence[Tensor],
+    losses: Callable[[], Tensor],
+    labels: Tensor,
+    counts: Tensor,
+    *,
+    weight_decay: float = WEIGHT_DECAY,
+    max_iterations: int = 500,
+) -> int:
+    """Minimise the class-balanced risk of ``losses() -> (N,)`` over the parameters, in place, by L-BFGS.
+
+    Returns:
+        the number of evaluations.
+    """
+    weights = 1 / (len(counts) * counts)[labels]
+    optimizer = torch.optim.LBFGS(
+        parameters, max_iter=max_iterations, history_size=20, tolerance_grad=1e-6, tolerance_change=1e-9,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+    evaluations = 0
+
+    def closure() -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        optimizer.zero_grad()
+        risk = weights @ losses() + weight_decay / 2 * sum((p**2).sum() for p in parameters)
+        risk.backward()
+        return risk
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    return evaluations
+
+
+def fit_classifier(
+    features: Tensor, labels: Tensor, counts: Tensor, *, weight_decay: float = WEIGHT_DECAY
+) -> tuple[Tensor, Tensor]:
+    """The linear classifier ``(K, D)``, ``(K,)`` of least class-balanced cross-entropy, from scratch.
+
+    Shapes: features ``(N, D)``, integer labels ``(N,)``, counts ``(K,)``. Source: classifier re-training (cRT), Kang et
+    al., ICLR 2020, who sample and augment for some epochs.
+    """
+    weight = features.new_zeros(len(counts), features.shape[1]).requires_grad_()
+    bias = features.new_zeros(len(counts)).requires_grad_()
+    minimise(
+        [weight, bias], lambda: F.cross_entropy(features @ weight.T + bias, labels, reduction="none"), labels, counts,
+        weight_decay=weight_decay,
+    )  # fmt: skip
+    return weight.detach(), bias.detach()
+
+
+def tau_normalise(weight: Tensor, tau: float) -> Tensor:
+    r"""Class vectors :math:`w_k / \lVert w_k\rVert^\tau`, ``(K, D)``: τ = 0 leaves them, τ = 1 makes them unit vectors.
+
+    Source: Kang et al., ICLR 2020, who leave out the bias, as the second stage does.
+    """
+    return weight / torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(1e-12) ** tau
+
+
+def smoothing_of_classes(counts: Tensor, *, head: float = 0.3, tail: float = 0.0) -> Tensor:
+    r"""Label smoothing of each class for label-aware smoothing, ``(K,)``, the concave form:
+
+    .. math:: \epsilon_k = \epsilon_K + (\epsilon_1 - \epsilon_K) \sin\frac{\pi (n_k - n_K)}{2 (n_1 - n_K)}
+
+    from ``head`` = ε₁ for the largest class (n₁ images) to ``tail`` = ε_K for the smallest (n_K). The defaults are the
+    authors' for CIFAR-10-LT and ImageNet-LT (CIFAR-100-LT: 0.4, 0.1). Where all classes are equally large it is ε_K.
+
+    Source: Zhong et al. (MiSLAS), CVPR 2021.
+    """
+    share = (counts - counts.min()) / (counts.max() - counts.min()).clamp_min(1)
+    return tail + (head - tail) * torch.sin(share * math.pi / 2)
+
+
+def label_aware_losses(logits: Tensor, labels: Tensor, smoothing: Tensor) -> Tensor:
+    r"""Cross-entropy with class y's own smoothing, ``(N,)``:
+    :math:`-(1-\epsilon_y) \log p_y - \frac{\epsilon_y}{K} \sum_j \log p_j`.
+
+    The sum includes y, as in the authors' code (its weight is 1 − ε + ε/K, as they say in issue 4 of their repository);
+    the paper writes ε/(K−1) over the other classes.
+    """
+    surprise = -F.log_softmax(logits, dim=1)
+    of_class = surprise.gather(1, labels[:, None])[:, 0]
+    return (1 - smoothing[labels]) * of_class + smoothing[labels] * surprise.mean(1)
+
+
+def fit_scales(logits: Tensor, labels: Tensor, counts: Tensor, *, smoothing: Tensor | None = None) -> Tensor:
+    """Scales ``f (K,)`` of frozen logits, ``f_k z_k``, of least class-balanced cross-entropy, starting at 1.
+
+    With ``smoothing (K,)`` of least `label_aware_losses`. Source: learnable weight scaling (LWS), Kang et al., ICLR 2020.
+    """
+    scales = torch.ones_like(counts).requires_grad_()
+    if smoothing is None:
+        smoothing = torch.zeros_like(counts)
+    minimise([scales], lambda: label_aware_losses(scales * logits, labels, smoothing), labels, counts)
+    return scales.detach()
+
+
+def class_means(features: Tensor, labels: Tensor, counts: Tensor) -> Tensor:
+    """Mean feature of each class, ``(K, D)``."""
+    sums = features.new_zeros(len(counts), features.shape[1]).index_add_(0, labels, features)
+    return sums / counts[:, None]
+
+
+def macro_accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Mean recall of the classes that have images, in [0, 1]."""
+    return float(np.nanmean(class_recall(logits.argmax(1).cpu(), labels.cpu(), logits.shape[1])))
+
+
+def choose_tau(logits_at: Callable[[float], Tensor], labels: Tensor, grid: Sequence[float]) -> float:
+    """The τ of the grid whose logits ``(N, K)`` have the best macro accuracy; the first of equals."""
+    return max(grid, key=lambda tau: macro_accuracy(logits_at(tau), labels))
+
+
+# --- the stages -------------------------------------------------------------------------------------------------------
+
+
+def _crt(stage: Stage) -> Result:
+    return *fit_classifier(stage.training.features, stage.training.labels, stage.counts), {}
+
+
+def _tau_norm(stage: Stage) -> Result:
+    """Without validation images τ = 0.7, about where Kang et al. found it."""
+    lengths = torch.linalg.vector_norm(stage.weight, dim=1)
+    plain = replace(stage, bias=torch.zeros_like(stage.bias))
+    tau, chosen = _tau(plain, lambda tau, logits: logits / lengths**tau, TAU_NORM_GRID, otherwise=0.7)
+    return tau_normalise(stage.weight, tau), plain.bias, chosen
+
+
+def _lws(stage: Stage, smoothing: Tensor | None = None) -> Result:
+    scales = fit_scales(stage.logits(stage.training), stage.training.labels, stage.counts, smoothing=smoothing)
+    return scales[:, None] * stage.weight, scales * stage.bias, {}
+
+
+def _label_aware_smoothing(stage: Stage) -> Result:
+    """MiSLAS's second stage with class vectors that are scaled only; the authors also train them, at a lower rate, and
+    let BatchNorm's statistics shift to balanced batches, which cached features rule out."""
+    return _lws(stage, smoothing_of_classes(stage.counts))
+
+
+def _ncm(stage: Stage) -> Result:
+    """Cosines: the head that follows makes features unit vectors."""
+    means = class_means(stage.training.features, stage.training.labels, stage.counts)
+    return F.normalize(means, dim=1), torch.zeros_like(stage.bias), {}
+
+
+def _ncm_euclidean(stage: Stage) -> Result:
+    """−‖h − μ_k‖²/2 without the part −‖h‖²/2 that all classes share."""
+    means = class_means(stage.training.features, stage.training.labels, stage.counts)
+    return means, -(means**2).sum(1) / 2, {}
+
+
+def _post_hoc(stage: Stage) -> Result:
+    """Menon et al., ICLR 2021. Without validation images τ = 1, which is right where softmax(z) are probabilities."""
+    prior = torch.log(stage.counts / stage.counts.sum())
+    tau, chosen = _tau(stage, lambda tau, logits: logits - tau * prior, POST_HOC_GRID, otherwise=1.0)
+    return stage.weight, stage.bias - tau * prior, chosen
+
+
+def _tau(
+    stage: Stage, change: Callable[[float, Tensor], Tensor], grid: Sequence[float], *, otherwise: float
+) -> tuple[float, dict[str, object]]:
+    """The τ by which ``change(τ, logits)`` is best on validation images; ``otherwise`` where there are none."""
+    if stage.validation is None:
+        return otherwise, {"tau": otherwise, "tau_from": "default"}
+    logits = stage.logits(stage.validation)
+    tau = choose_tau(lambda tau: change(tau, logits), stage.validation.labels, grid)
+    return tau, {"tau": tau, "tau_from": "validation"}
+
+
+_STAGES: dict[str, Callable[[Stage], Result]] = {
+    "crt": _crt,
+    "tau-norm": _tau_norm,
+    "lws": _lws,
+    "label-aware-smoothing": _label_aware_smoothing,
+    "ncm": _ncm,
+    "ncm-euclidean": _ncm_euclidean,
+    "post-hoc": _post_hoc,
+}
+
+
+# --- a trained model → a model with a new head ------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def run_second_stage(
+    name: str, model: Classifier, card: ModelCard, data: PreparedData, numerics: Numerics, recipe: Recipe
+) -> tuple[Classifier, ModelCard, dict[str, object]]:
+    """A trained model with the head that a second stage gives it.
+
+    Args:
+        name: a name of `equiframe.method.SECOND_STAGES`, not ``none``.
+
+    Returns:
+        the new model (it shares the backbone with the old one), its card, and for ``metrics.json`` ``second_stage`` (the
+        name), ``second_stage_tau`` and ``second_stage_tau_from`` (``validation`` or ``default``) where it has a τ, and
+        ``second_stage_val_macro`` where there are validation images.
+    """
+    model.eval()
+
+    def features_of(images: ImageSet) -> Features:
+        return collect_features(model, make_loader(images, card, numerics, recipe), numerics)
+
+    weight, bias = affine_map(model.head)
+    training = features_of(data.train)
+    validation = None if data.val is None else features_of(data.val)
+    counts = torch.tensor(card.train_counts, dtype=weight.dtype, device=weight.device)
+    weight, bias, chosen = _STAGES[name](Stage(weight, bias, training, validation, counts))
+    card = replace(card, method_fields={**card.method_fields, "second_stage": name})
+    model = Classifier(model.backbone, _with_values(card, model.head, weight, bias))
+    if validation is not None:
+        chosen["val_macro"] = macro_accuracy(validation.features @ weight.T + bias, validation.labels)
+    return model.eval(), card, {"second_stage": name} | {f"second_stage_{key}": v for key, v in chosen.items()}
+
+
+@torch.no_grad()
+def collect_features(model: Classifier, loader: Loader, numerics: Numerics, *, batch_size: int = 256) -> Features:
+    """Features of all images, in order, as the head normalises them; ``model`` must be in evaluation mode."""
+    features, labels = [], []
+    for images, targets in loader.ordered(batch_size):
+        with numerics.autocast():
+            raw = model.backbone(images)
+        features.append(model.head(raw).features)
+        labels.append(targets)
+    return Features(torch.cat(features), torch.cat(labels))
+
+
+def affine_map(head: Head) -> tuple[Tensor, Tensor]:
+    """W ``(K, D)`` and b ``(K,)`` with ``head.logits(h) = W h + b``."""
+    weight = getattr(head, "logit_scale", 1.0) * head.class_vectors().detach()
+    bias = head.class_bias()
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach()
+
+
+def _with_values(card: ModelCard, head: Head, weight: Tensor, bias: Tensor) -> AffineHead:
+    """The card's head with these values, and with the BatchNorm of the trained head."""
+    new = build_head(card.method_fields, head.dim, head.num_classes).to(weight)
+    if hasattr(head, "batch_norm"):
+        new.batch_norm.load_state_dict(head.batch_norm.state_dict())
+    new.linear.weight.copy_(weight)
+    new.linear.bias.copy_(bias)
+    return new
