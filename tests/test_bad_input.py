@@ -176,7 +176,8 @@ CASES = {
     "counts in words": (digits("--class-counts", "a,b"), "'a,b' is not a list of whole numbers"),
     # recipes
     "recipe missing": (digits("--config", "none.yaml"), "cannot read recipe none.yaml"),
-    "recipe is a folder": (digits("--config", "pets"), "cannot read recipe pets"),
+    "recipe is a folder": (digits("--config", "./pets"), "cannot read recipe ./pets"),
+    "recipe not packaged": (digits("--config", "cifar10"), "unknown recipe 'cifar10'; did you mean 'cifar10-lt'?"),
     "broken YAML": (digits("--config", "broken.yaml"), "recipe broken.yaml is not YAML"),
     "YAML that runs code": (digits("--config", "tag.yaml"), "recipe tag.yaml is not YAML"),
     "binary recipe": (digits("--config", "binary.yaml"), "recipe binary.yaml is not YAML"),
