@@ -181,15 +181,16 @@ def test_any_list_reads_as_it_was_written(tmp_path_factory, rows):
 
 
 def test_a_list_as_long_as_inaturalists_is_read_in_seconds(tmp_path):
-    """437,513 lines and 8,142 classes; 1.5 s measured on one busy core, so 12 s means something is wrong."""
+    """437,513 lines and 8,142 classes; about a second of one core, so 10 mean that something is wrong."""
     labels = np.sort(np.r_[np.arange(8142), np.random.default_rng(0).integers(0, 8142, 437_513 - 8142)])
     lines = [f"train_val2018/Aves/{k}/{i:032x}.jpg {k}" for i, k in enumerate(labels)]
     write_list(tmp_path / "iNaturalist18_train.txt", lines)
     write_images(tmp_path, [lines[0].split()[0]])
-    start = time.perf_counter()
+    start = time.process_time()
     dataset = load_dataset(str(tmp_path))
-    print(f"{time.perf_counter() - start:.2f} s")
-    assert time.perf_counter() - start < 12
+    seconds = time.process_time() - start
+    print(f"437,513 lines in {seconds:.2f} s of processor time")
+    assert seconds < 10
     assert (len(dataset.train), dataset.num_classes) == (437_513, 8142)
     np.testing.assert_array_equal(dataset.train.labels, labels)
     assert dataset.class_names[-1] == "8141"

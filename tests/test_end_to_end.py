@@ -2,10 +2,12 @@
 
 import csv
 import json
+from pathlib import Path
 
 from conftest import encoded, picture, tiny_flags
-from equiframe.cli import main
+from equiframe.cli import _default_out, main
 from equiframe.imbalance import class_profile
+from equiframe.recipe import Recipe
 from equiframe.train import train
 
 
@@ -43,12 +45,25 @@ def test_large_images_by_list_streamed_through_a_timm_backbone(tmp_path, capsys)
 
     again = json.loads(run(capsys, "evaluate", tmp_path / "run", "--json", "--device", "cpu"))
     assert again == {name: metrics[name] for name in again}
-    table = run(capsys, "predict", tmp_path / "run", tmp_path / "images" / "val", "--top", 2, "--device", "cpu")
+    (tmp_path / "images").rename(tmp_path / "moved")
+    moved = ("--data-root", tmp_path / "moved", "--device", "cpu")
+    assert json.loads(run(capsys, "evaluate", tmp_path / "run", "--json", *moved)) == again
+    table = run(capsys, "predict", tmp_path / "run", tmp_path / "moved" / "val", "--top", 2, "--device", "cpu")
     rows = list(csv.DictReader(table.splitlines()))
     assert len(rows) == 12
     assert {row["class"] for row in rows} <= {f"n{k:08d}" for k in range(4)}
     right = sum(row["class"] in row["image"] for row in rows)
     assert right / 12 == metrics["top1"]
+
+
+def test_the_folder_that_a_run_gets(tmp_path):
+    (tmp_path / "Pets_LT_train.txt").write_text("a.jpg 0\n")
+    for data, name in (
+        (str(tmp_path / "Pets_LT_train.txt"), "Pets_LT_train-r10-ce"),
+        ("imagenet-lt", "imagenet-lt-r10-ce"),
+        ("hf:zoo/pets:small", "pets-small-r10-ce"),
+    ):
+        assert _default_out(Recipe(data=data, imbalance=10), "ce") == Path("runs") / name
 
 
 def test_a_hundred_classes_at_ratio_100(tmp_path, tiny, balanced_100):

@@ -126,6 +126,7 @@ def _parser() -> _Parser:
     sub.add_argument("run", metavar="RUN", help="a run folder")
     sub.add_argument("--collapse", action="store_true", help="also every measure of neural collapse (training images)")
     sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
+    sub.add_argument("--data-root", metavar="DIR", help="the same for a built-in data set, or the images of lists")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
     sub = verb("report", _report, "write one HTML page about finished runs")
     sub.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders of runs such as a comparison's")
@@ -376,7 +377,13 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from equiframe.measure import evaluate_run
 
-    metrics = evaluate_run(arguments.run, device=arguments.device, full=arguments.collapse, data=arguments.data)
+    metrics = evaluate_run(
+        arguments.run,
+        device=arguments.device,
+        full=arguments.collapse,
+        data=arguments.data,
+        data_root=arguments.data_root,
+    )
     if arguments.json:
         print(json.dumps(metrics))
         return 0
