@@ -109,7 +109,7 @@ CASES = {
     "truncated image": (train_on("cut"), "image cannot be decoded (truncated or damaged): dog/003.png"),
     "truncated image, streamed": (train_on("cut", "--data-mode", "stream"), "(truncated or damaged): dog/003.png"),
     "truncated image in Parquet": (train_on("junk-image"), "image cannot be decoded (truncated or damaged): 9.png"),
-    "hub name": (train_on("hf:mnist"), "hf:NAME is not supported yet"),
+    "hub name": (train_on("hf:"), "hf:NAME lacks the NAME"),
     "Parquet without columns": (train_on("columns"), "lacks the column 'image' (it has picture, class)"),
     "Parquet with null bytes": (train_on("null"), "row 1 of null/train.parquet has no image bytes"),
     "Parquet label outside": (train_on("outside"), "label 2 of train image '2.png' is outside 0..1"),

@@ -144,7 +144,7 @@ def _typed(name: str, value: object, hint: object) -> object:
 
 def packaged_recipes() -> dict[str, str]:
     """The recipes that come with the package: name and first line."""
-    files = sorted(PACKAGED_RECIPES.glob("*.yaml"))
+    files = sorted(PACKAGED_RECIPES.glob("*.yaml"), key=lambda file: file.stem)
     return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
 
 
