@@ -132,6 +132,20 @@ def long_tailed(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def balanced_100(tmp_path_factory) -> Path:
+    """100 classes of 500 training and 50 test images, 32x32: the real tiny-imagenet-32x100, else gray stand-ins."""
+    if (REAL_DATA / "tiny-imagenet-32x100").is_dir():
+        return REAL_DATA / "tiny-imagenet-32x100"
+    folder = tmp_path_factory.mktemp("data") / "tiny-imagenet-32x100"
+    images = [encoded(Image.new("L", (32, 32), 2 * k), "JPEG") for k in range(100)]
+    for split, count in (("train", 50_000), ("test", 5_000)):
+        labels = np.random.default_rng(0).permutation(np.arange(count) % 100)
+        names = [f"n{k:08d}" for k in range(100)]
+        write_parquet(folder / f"{split}-00000-of-00001.parquet", [images[k] for k in labels], labels.tolist(), names)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """A small finished run on class folders; tests read it and leave it as it is."""
     from equiframe.recipe import Recipe

@@ -21,7 +21,16 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"report"},
     {"cli"},
 ]
-DATA_FLOORS = [{"images"}, {"sources"}, {"batches"}, {"prepare"}]
+DATA_FLOORS = [
+    {"images"},
+    {"dataset"},
+    {"folders", "lists", "parquet", "hub"},
+    {"published"},
+    {"builtin"},
+    {"sources"},
+    {"batches"},
+    {"prepare"},
+]
 
 
 def imported(path: Path) -> set[str]:

@@ -109,7 +109,7 @@ CASES = {
     "truncated image": (train_on("cut"), "image cannot be decoded (truncated or damaged): dog/003.png"),
     "truncated image, streamed": (train_on("cut", "--data-mode", "stream"), "(truncated or damaged): dog/003.png"),
     "truncated image in Parquet": (train_on("junk-image"), "image cannot be decoded (truncated or damaged): 9.png"),
-    "hub name": (train_on("hf:mnist"), "hf:NAME is not supported yet"),
+    "hub name": (train_on("hf:"), "hf:NAME lacks the NAME"),
     "Parquet without columns": (train_on("columns"), "lacks the column 'image' (it has picture, class)"),
     "Parquet with null bytes": (train_on("null"), "row 1 of null/train.parquet has no image bytes"),
     "Parquet label outside": (train_on("outside"), "label 2 of train image '2.png' is outside 0..1"),
@@ -192,7 +192,8 @@ CASES = {
     "counts in words": (digits("--class-counts", "a,b"), "'a,b' is not a list of whole numbers"),
     # recipes
     "recipe missing": (digits("--config", "none.yaml"), "cannot read recipe none.yaml"),
-    "recipe is a folder": (digits("--config", "pets"), "cannot read recipe pets"),
+    "recipe is a folder": (digits("--config", "./pets"), "cannot read recipe ./pets"),
+    "recipe not packaged": (digits("--config", "cifar10"), "unknown recipe 'cifar10'; did you mean 'cifar10-lt'?"),
     "broken YAML": (digits("--config", "broken.yaml"), "recipe broken.yaml is not YAML"),
     "YAML that runs code": (digits("--config", "tag.yaml"), "recipe tag.yaml is not YAML"),
     "binary recipe": (digits("--config", "binary.yaml"), "recipe binary.yaml is not YAML"),

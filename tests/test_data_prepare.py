@@ -10,6 +10,7 @@ from conftest import REAL_DATA, write_parquet
 from equiframe.data.prepare import indices_hash, prepare_data
 from equiframe.data.sources import load_dataset
 from equiframe.errors import InputError
+from equiframe.imbalance import class_profile
 
 
 def names_of(images):
@@ -92,6 +93,23 @@ def test_a_natural_long_tail_is_used_as_it_is(tiny, long_tailed):
     data = prepare_data(tiny(data=str(long_tailed), validation=0.0, data_mode="stream"))
     assert data.train_counts == load_dataset(str(long_tailed)).train.counts(data.num_classes).tolist()
     assert data.image_size == 64
+
+
+def test_the_long_tail_that_came_with_the_data(tiny, long_tailed):
+    num_classes, largest, ratio = (200, 500, 100) if long_tailed.parent == REAL_DATA else (20, 100, 20)
+    data = prepare_data(tiny(data=str(long_tailed), validation=0.0, data_mode="stream"))
+    assert data.num_classes == num_classes
+    assert data.train_counts == class_profile(num_classes, largest, ratio)
+    assert len(set(data.test.counts(num_classes).tolist())) == 1
+
+
+@pytest.mark.parametrize("ratio", [10, 50, 100])
+def test_a_hundred_balanced_classes_cut_to_a_ratio(tiny, balanced_100, ratio):
+    data = prepare_data(tiny(data=str(balanced_100), imbalance=ratio, validation=0.0, data_mode="stream"))
+    assert data.train_counts == class_profile(100, 500, ratio)
+    assert (max(data.train_counts), min(data.train_counts)) == (500, 500 // ratio)
+    assert data.test.counts(100).tolist() == [50] * 100
+    assert len(names_of(data.train)) == sum(data.train_counts)
 
 
 def test_a_named_class_without_training_image(tiny, tmp_path, class_folder):

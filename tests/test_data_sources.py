@@ -373,7 +373,6 @@ def test_without_the_extra_the_message_says_what_to_install(monkeypatch, tmp_pat
         ("./nowhere", "no such folder"),
         ("~nobody-has-this-name/x", "no such folder"),
         ("cifar11", r"unknown data set 'cifar11'; did you mean 'cifar10[0]?'\?.*no folder of that name"),
-        ("hf:mnist", "not supported yet"),
     ],
 )
 def test_data_that_is_not_there(data, message):

@@ -19,7 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from equiframe.errors import InputError, unknown
-from equiframe.recipe import FIELD_NAMES, Recipe, load_recipe
+from equiframe.recipe import FIELD_NAMES, Recipe, load_recipe, packaged_recipes
 
 _GROUPS = (
     ("data", "data"),
@@ -92,7 +92,8 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=_Parser)
     data_help = (
-        "built-in name (digits, cifar10, cifar100, svhn, svhn-extra, stl10), folder of class folders, or Parquet folder"
+        "built-in name (digits, cifar10, imagenet-lt, …: docs/datasets.md), folder of class folders, of lists of lines "
+        "`path label`, or of Parquet files, a train list, or hf:NAME"
     )
 
     def verb(name: str, function: Callable, summary: str, *, recipe: bool = False) -> _Parser:
@@ -100,7 +101,11 @@ def _parser() -> _Parser:
         sub.set_defaults(function=function, parser=sub)
         if recipe:
             sub.add_argument("data", metavar="DATA", nargs="?", help=data_help)
-            sub.add_argument("--config", metavar="FILE", help="recipe in YAML; flags override it")
+            sub.add_argument(
+                "--config",
+                metavar="FILE",
+                help="recipe in YAML, or a name that `equiframe recipes` lists; flags override it",
+            )
             sub.add_argument("--out", metavar="DIR", help="where to save [runs/…, named by data and method]")
         sub.add_argument("--json", action="store_true", help="machine-readable results on stdout")
         sub.add_argument("--quiet", action="store_true", help="no progress")
@@ -121,6 +126,7 @@ def _parser() -> _Parser:
     sub.add_argument("run", metavar="RUN", help="a run folder")
     sub.add_argument("--collapse", action="store_true", help="also every measure of neural collapse (training images)")
     sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
+    sub.add_argument("--data-root", metavar="DIR", help="the same for a built-in data set, or the images of lists")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
     sub = verb("report", _report, "write one HTML page about finished runs")
     sub.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders of runs such as a comparison's")
@@ -148,6 +154,7 @@ def _parser() -> _Parser:
     sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
     verb("methods", _methods, "list the named methods")
+    verb("recipes", _recipes, "list the recipes that --config knows by name")
     sub = verb("frame", _frame, "describe the fixed frame for K classes in D dimensions")
     sub.add_argument("num_classes", metavar="K", type=int)
     sub.add_argument("dim", metavar="D", type=int)
@@ -234,7 +241,9 @@ def _recipe(arguments: argparse.Namespace, *, saved: bool = False) -> Recipe:
 
 def _default_out(recipe: Recipe, *rest: str) -> Path:
     tail = [f"r{recipe.imbalance:g}"] if recipe.imbalance else []
-    return Path("runs") / "-".join([Path(recipe.data).resolve().name, *tail, *rest])
+    data = recipe.data.removeprefix("hf:").replace(":", "-") if recipe.data.startswith("hf:") else recipe.data
+    path = Path(data).resolve()
+    return Path("runs") / "-".join([path.stem if path.is_file() else path.name, *tail, *rest])
 
 
 class _Reporter:
@@ -374,7 +383,13 @@ def _compare(arguments: argparse.Namespace) -> int:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from equiframe.measure import evaluate_run
 
-    metrics = evaluate_run(arguments.run, device=arguments.device, full=arguments.collapse, data=arguments.data)
+    metrics = evaluate_run(
+        arguments.run,
+        device=arguments.device,
+        full=arguments.collapse,
+        data=arguments.data,
+        data_root=arguments.data_root,
+    )
     if arguments.json:
         print(json.dumps(metrics))
         return 0
@@ -481,6 +496,14 @@ def _methods(arguments: argparse.Namespace) -> int:
         print(json.dumps({name: {"summary": m.summary, **m.fields} for name, m in METHODS.items()}))
     else:
         _print_table("methods", ["name", "what it is"], [[name, m.summary] for name, m in METHODS.items()], left=True)
+    return 0
+
+
+def _recipes(arguments: argparse.Namespace) -> int:
+    if arguments.json:
+        print(json.dumps({name: load_recipe(name) for name in packaged_recipes()}))
+    else:
+        _print_table("recipes", ["name", "what it is"], list(packaged_recipes().items()), left=True)
     return 0
 
 

@@ -83,11 +83,16 @@ def measure(
 
 
 def evaluate_run(
-    run: str | Path, *, device: str = "auto", full: bool = False, data: str | None = None
+    run: str | Path,
+    *,
+    device: str = "auto",
+    full: bool = False,
+    data: str | None = None,
+    data_root: str | None = None,
 ) -> dict[str, object]:
     """Measure a finished run again: its saved model on its own images (``split.json``), nothing written.
 
-    ``data`` says where these images lie now, if not where the run found them.
+    ``data`` and ``data_root`` say where these images lie now, if not where the run found them.
 
     Raises:
         InputError: if the folder is not a finished run, or its data has changed.
@@ -107,8 +112,8 @@ def open_run(
     folder = RunFolder(run)
     model, card = load_classifier(run)
     recipe = folder.recipe().with_(device=device, split=str(folder.path / "split.json"))
-    if data is not None:
-        recipe = recipe.with_(data=data)
+    moved = {"data": data, "data_root": data_root}
+    recipe = recipe.with_(**{name: value for name, value in moved.items() if value is not None})
     images = prepare_data(recipe)
     numerics = choose_numerics(
         model, card.image_size, recipe.batch_size,

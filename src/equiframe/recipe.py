@@ -21,8 +21,8 @@ class Recipe:
     """A run, completely. ``None`` in a method field means "as the method says"; ``auto`` is settled before training."""
 
     # data
-    data: str = _option("", "built-in name, folder of class folders, or folder of Parquet files")
-    data_root: str = _option("data", "where the built-in data sets lie")
+    data: str = _option("", "built-in name, folder (of class folders, lists or Parquet), train list, or hf:NAME")
+    data_root: str = _option("data", "where the built-in data sets lie, or the images of lists")
     download: bool = _option(False, "download a built-in data set that is missing")
     imbalance: float | None = _option(None, "cut training to a long tail with this ratio n_max/n_min")
     profile: str = _option("exponential", "shape of the long tail", ("exponential", "step", "pareto"))
@@ -143,6 +143,7 @@ class Recipe:
 
 
 FIELD_NAMES = tuple(f.name for f in fields(Recipe))
+PACKAGED_RECIPES = Path(__file__).with_name("recipes")
 WITHOUT_EFFECT = ("workers", "data_root", "download", "track", "log")  # fields that do not decide the result
 
 
@@ -168,10 +169,23 @@ def _typed(name: str, value: object, hint: object) -> object:
     raise InputError(f"field {name!r} must be {label}, got {value!r}")
 
 
+def packaged_recipes() -> dict[str, str]:
+    """The recipes that come with the package: name and first line."""
+    files = sorted(PACKAGED_RECIPES.glob("*.yaml"), key=lambda file: file.stem)
+    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
+
+
 def load_recipe(path: str | Path) -> dict[str, object]:
-    """The fields that a YAML file states (only what differs from the defaults needs to be there)."""
+    """The fields that a YAML file states (only what differs from the defaults needs to be there).
+
+    Text without a folder and an ending names one of `packaged_recipes`.
+    """
     import yaml
 
+    if str(path) == Path(path).stem:
+        if path not in packaged_recipes():
+            raise unknown("recipe", path, packaged_recipes())
+        path = PACKAGED_RECIPES / f"{path}.yaml"
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except OSError as error:

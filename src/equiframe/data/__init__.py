@@ -1,4 +1,5 @@
-"""Where images come from (`sources`), how they are decoded (`images`), how batches are made (`batches`)."""
+"""Where images come from (`sources`, by way of `builtin`, `published`, `hub`, `folders`, `lists`, `parquet`), how they are
+decoded (`images`), how batches are made (`batches`)."""
 
 from equiframe.data.batches import Batch, augment, crop_and_flip, mix_up
 from equiframe.data.images import decode_image

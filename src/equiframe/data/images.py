@@ -53,7 +53,7 @@ def _opened(source: str | Path | bytes, name: str):
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             yield image
     except FileNotFoundError as error:
-        raise InputError(f"image not found: {name}") from error
+        raise InputError(f"image not found: {source}") from error
     except PermissionError as error:
         raise InputError(f"no permission to read image: {name}") from error
     except UnidentifiedImageError as error:

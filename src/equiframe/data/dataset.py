@@ -1,0 +1,105 @@
+"""What every source becomes: a `Dataset` of `ImageSet`s, which hold either pixels (uint8) or encoded images to decode."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equiframe.data.images import decode_all, decode_image, fit_square, image_sizes, to_tensor
+
+SPLIT_WORDS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
+
+
+def split_named(word: str) -> str | None:
+    """``train``, ``val`` or ``test``, or None for a word that names no split."""
+    return next((split for split, words in SPLIT_WORDS.items() if word.lower() in words), None)
+
+
+@dataclass
+class ImageSet:
+    """N labelled images: ``pixels (N, 3, H, W)`` uint8, or ``sources`` (paths or encoded bytes) to decode."""
+
+    labels: np.ndarray
+    names: list[str]
+    pixels: Tensor | None = None
+    sources: list | None = None
+
+    def __post_init__(self) -> None:
+        held = len(self.pixels) if self.pixels is not None else len(self.sources or [])
+        assert held == len(self.labels) == len(self.names), "as many images as labels as names"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: np.ndarray) -> ImageSet:
+        indices = np.asarray(indices)
+        return ImageSet(
+            self.labels[indices],
+            [self.names[i] for i in indices],
+            None if self.pixels is None else self.pixels[torch.from_numpy(indices)],
+            None if self.sources is None else [self.sources[i] for i in indices],
+        )
+
+    def image(self, i: int):
+        """Image i as a PIL RGB image of its own size."""
+        from PIL import Image
+
+        if self.pixels is not None:
+            return Image.fromarray(self.pixels[i].permute(1, 2, 0).numpy())
+        return decode_image(self.sources[i], name=self.names[i])
+
+    def counts(self, num_classes: int) -> np.ndarray:
+        return np.bincount(self.labels, minlength=num_classes)
+
+
+@dataclass
+class Dataset:
+    """A named data set with the splits that it came with; a missing split is None."""
+
+    name: str
+    class_names: list[str]
+    train: ImageSet
+    val: ImageSet | None = None
+    test: ImageSet | None = None
+    notes: list[str] = field(default_factory=list)
+    flips: bool = True  # whether a mirrored image keeps its class
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over class names, image names and labels of all splits."""
+        digest = hashlib.sha256(json.dumps(self.class_names).encode())
+        for part in (self.train, self.val, self.test):
+            if part is not None:
+                digest.update(part.labels.astype("<i8").tobytes())
+                digest.update("\n".join(part.names).encode(errors="surrogateescape"))
+            digest.update(b"|")
+        return digest.hexdigest()
+
+    def native_size(self) -> int:
+        """A square side that suits the images: their own if they are small and alike, else 64, 128 or 224."""
+        if self.train.pixels is not None:
+            return self.train.pixels.shape[-1]
+        sides = [min(size) for size in image_sizes(self.train.sources, self.train.names)]
+        median = float(np.median(sides))
+        if max(sides) == min(sides) and median <= 64:
+            return int(median)
+        return next((size for limit, size in ((48, 32), (96, 64), (180, 128)) if median <= limit), 224)
+
+
+def with_pixels(images: ImageSet, size: int, *, workers: int = 2, progress=None) -> ImageSet:
+    """The same images decoded to ``pixels (N, 3, size, size)``."""
+    if images.pixels is None:
+        pixels = decode_all(images.sources, images.names, size, workers=workers, progress=progress)
+    elif images.pixels.shape[-2:] != (size, size):
+        pixels = torch.stack([to_tensor(fit_square(images.image(i), size)) for i in range(len(images))])
+    else:
+        return images
+    return replace(images, pixels=pixels, sources=None)
