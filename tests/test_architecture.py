@@ -9,8 +9,8 @@ SOURCE = Path(__file__).parents[1] / "src" / "equiframe"
 FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"errors"},
     {"frames", "angular"},
-    {"heads", "imbalance", "collapse", "peeled", "recipe", "backbones", "summaries"},
-    {"losses"},
+    {"heads", "imbalance", "collapse", "peeled", "recipe", "backbones", "summaries", "bootstrap"},
+    {"losses", "verdicts"},
     {"method"},
     {"data", "model", "runs"},
     {"evaluate", "numerics"},

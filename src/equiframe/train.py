@@ -294,8 +294,8 @@ def _load_checkpoint(folder: RunFolder, trainer: Trainer, checkpoint: dict) -> N
 def finish(
     folder: RunFolder, model: Classifier, card: ModelCard, data: PreparedData, numerics: Numerics, recipe: Recipe
 ) -> dict[str, object]:
-    """Fit the temperature, test once, write ``model.*``, ``details.json`` and ``metrics.json``. The last epoch's weights
-    are used."""
+    """Fit the temperature, test once, write ``model.*``, ``details.json``, ``predictions.npz`` and ``metrics.json``. The
+    last epoch's weights are used."""
     measured = measure(model, card, data, numerics, recipe)
     history = folder.history()
     metrics = measured.metrics | {
@@ -306,6 +306,7 @@ def finish(
     }
     save_classifier(model, measured.card, folder.write)
     folder.write_json("details.json", measured.details)
+    folder.write_arrays("predictions.npz", measured.predictions)
     folder.write_json("metrics.json", metrics)
     return metrics
 

@@ -1,0 +1,201 @@
+"""Which method is better: macro accuracies held against each other, over seeds and over test images.
+
+Two things make a difference uncertain: another training would end elsewhere, and other test images would score
+otherwise. Student's interval over seeds leaves out the second, the bootstrap over images the first; the interval over both
+decides.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+
+from equiframe.bootstrap import bootstrap_macro, percentile_interval
+from equiframe.errors import unknown
+from equiframe.summaries import holm, paired_difference
+
+LEVEL = 0.95
+LEAST_SEEDS = 3  # two differences may agree by chance, and their sd then says nothing
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A method held against another: ``difference`` is the mean over shared seeds of its macro accuracy minus the other's.
+
+    Intervals cover 95 %, each for itself: ``over_seeds`` Student's on these test images, ``over_images`` the paired
+    bootstrap for these trainings (it does not cover the variation between trainings), ``over_both`` covers both. ``p`` is
+    that of ``over_both`` (of ``over_seeds`` where runs keep no predictions), ``p_holm`` corrected for all comparisons of
+    the family. ``call`` is better, worse or cannot be told yet: the first two only where ``p_holm`` is below 5 %.
+    """
+
+    method: str
+    against: str
+    difference: float | None
+    num_seeds: int
+    over_seeds: Interval | None
+    over_images: Interval | None
+    over_both: Interval | None
+    p: float | None
+    p_holm: float | None
+    call: str
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """All methods against the one with the highest mean macro accuracy, and against a reference.
+
+    The best is known only from these same test images, so its comparisons are corrected for all pairs of methods;
+    those with the reference, which was named before, for as many as there are.
+    """
+
+    best: str
+    reference: str | None
+    to_best: list[Comparison]
+    to_reference: list[Comparison]
+    over_images: dict[str, Interval]  # of each method's own mean macro accuracy, for these trainings
+    num_pairs: int
+
+
+def judge(
+    macro: Mapping[str, Mapping[int, float]],
+    correct: Mapping[str, Mapping[int, np.ndarray]] | None = None,
+    labels: np.ndarray | None = None,
+    *,
+    reference: str | None = None,
+) -> Verdicts:
+    """Hold every method against the best and against the reference.
+
+    Args:
+        macro: method → seed → macro accuracy; methods without seeds are left out.
+        correct: method → seed → which test images were classified right, bool ``(N,)``; may lack runs.
+        labels: classes of the test images ``(N,)``, needed with ``correct``.
+        reference: a method's name.
+
+    Raises:
+        InputError: for an unknown reference.
+    """
+    macro = {method: by_seed for method, by_seed in macro.items() if by_seed}
+    if reference is not None and reference not in macro:
+        raise unknown("reference", reference, macro)
+    draws = _draws(correct or {}, labels)
+    best = max(macro, key=lambda method: statistics.fmean(macro[method].values()))
+    others = [method for method in macro if method != best]
+    pairs = {frozenset(pair): _hold(*pair, macro, draws) for pair in combinations(macro, 2)}
+    pairs = dict(zip(pairs, _called(list(pairs.values())), strict=True))
+    to_best = [_seen_from(method, pairs[frozenset((method, best))]) for method in others]
+    to_reference = []
+    if reference is not None:
+        to_reference = _called([_hold(m, reference, macro, draws) for m in macro if m != reference])
+    over_images = {
+        method: percentile_interval(np.mean([draws[method, s] for s in by_seed], axis=0), level=LEVEL)
+        for method, by_seed in macro.items()
+        if all((method, s) in draws for s in by_seed)
+    }
+    return Verdicts(best, reference, to_best, to_reference, over_images, len(pairs))
+
+
+def _draws(
+    correct: Mapping[str, Mapping[int, np.ndarray]], labels: np.ndarray | None
+) -> dict[tuple[str, int], np.ndarray]:
+    """(method, seed) → macro accuracies ``(B,)`` on images that are resampled alike for all runs."""
+    rows = {(method, seed): right for method, by_seed in correct.items() for seed, right in by_seed.items()}
+    if not rows:
+        return {}
+    return dict(zip(rows, bootstrap_macro(np.stack(list(rows.values())), labels).T, strict=True))
+
+
+def _hold(
+    method: str,
+    against: str,
+    macro: Mapping[str, Mapping[int, float]],
+    draws: Mapping[tuple[str, int], np.ndarray],
+) -> Comparison:
+    found = paired_difference(macro[method], macro[against], level=LEVEL)
+    empty = Comparison(method, against, None, 0, None, None, None, None, None, "")
+    if found is None:
+        return empty
+    seeds = sorted(macro[method].keys() & macro[against].keys())
+    over_seeds = None if found.low is None else (found.low, found.high)
+    over_images = over_both = None
+    variance_images = 0.0
+    if all((m, s) in draws for m in (method, against) for s in seeds):
+        differences = np.stack([draws[method, s] - draws[against, s] for s in seeds])  # (n, B)
+        over_images = percentile_interval(differences.mean(0), level=LEVEL)
+        variance_images = shared_variance(differences)
+    p = None
+    if len(seeds) > 1:
+        of_seeds = statistics.variance([macro[method][s] - macro[against][s] for s in seeds]) / len(seeds)
+        interval, p = student(found.mean, of_seeds, len(seeds) - 1, variance_images)
+        over_both = None if over_images is None else interval
+    return replace(
+        empty, difference=found.mean, num_seeds=len(seeds), over_seeds=over_seeds, over_images=over_images,
+        over_both=over_both, p=p,
+    )  # fmt: skip
+
+
+def shared_variance(differences: np.ndarray) -> float:
+    """The part of the variance over test images that more seeds do not average away: the mean covariance between the
+    seeds' bootstrap differences ``(n, B)``, at least 0; for a single seed 0, since there it cannot be told apart."""
+    num = len(differences)
+    if num < 2:
+        return 0.0
+    covariance = np.cov(differences)
+    return max(0.0, float((covariance.sum() - covariance.trace()) / (num * (num - 1))))
+
+
+def student(mean: float, of_seeds: float, degrees: int, of_images: float) -> tuple[Interval, float]:
+    r"""Interval and two-sided p-value of a mean difference whose variance has two parts.
+
+    :math:`\bar d \pm t_\nu \sqrt{s^2/n + v}` with :math:`\nu = (s^2/n + v)^2 / \frac{(s^2/n)^2}{n-1}`: crossed random
+    effects, trainings by images, as readers by cases (Obuchowski and Rockette 1995 with Hillis's 2007 degrees of freedom).
+
+    Args:
+        of_seeds: :math:`s^2/n`, the variance of the mean over n seeds, with ``degrees`` = n − 1.
+        of_images: :math:`v`, the variance that all seeds share (`shared_variance`).
+    """
+    from scipy.stats import t
+
+    variance = of_seeds + of_images
+    if variance == 0:
+        return (mean, mean), float(mean == 0)
+    nu = degrees * (variance / of_seeds) ** 2 if of_seeds > 0 else math.inf
+    half = float(t.ppf((1 + LEVEL) / 2, nu)) * math.sqrt(variance)
+    return (mean - half, mean + half), float(2 * t.sf(abs(mean) / math.sqrt(variance), nu))
+
+
+def _called(family: Sequence[Comparison]) -> list[Comparison]:
+    """The comparisons with Holm's correction over this family, and what each says."""
+    able = [c for c in family if c.p is not None and c.num_seeds >= LEAST_SEEDS]
+    corrected = dict(zip(map(id, able), holm([c.p for c in able]), strict=True))
+    return [replace(c, p_holm=corrected.get(id(c)), call=_call(c, corrected.get(id(c)))) for c in family]
+
+
+def _call(comparison: Comparison, p_holm: float | None) -> str:
+    if p_holm is not None and p_holm < 1 - LEVEL:
+        return "better" if comparison.difference > 0 else "worse"
+    num = comparison.num_seeds
+    return f"cannot be told yet ({num} seed{'s' if num != 1 else ''})"
+
+
+def _seen_from(method: str, comparison: Comparison) -> Comparison:
+    """A comparison, turned round if need be, so that it is about ``method``."""
+    if comparison.method == method:
+        return comparison
+
+    def turned(interval: Interval | None) -> Interval | None:
+        return None if interval is None else (-interval[1], -interval[0])
+
+    return replace(
+        comparison, method=method, against=comparison.method,
+        difference=None if comparison.difference is None else -comparison.difference,
+        over_seeds=turned(comparison.over_seeds), over_images=turned(comparison.over_images),
+        over_both=turned(comparison.over_both),
+        call={"better": "worse", "worse": "better"}.get(comparison.call, comparison.call),
+    )  # fmt: skip
