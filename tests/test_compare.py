@@ -33,7 +33,7 @@ def grid(tmp_path_factory):
 
 def test_every_cell_is_a_finished_run(grid):
     _recipe, out, _, cells = grid
-    assert cells == [("ce", 0, 1, 4), ("etf-ce", 0, 2, 4), ("ce", 3, 3, 4), ("etf-ce", 3, 4, 4)]
+    assert cells == [("ce, seed 0", 1, 4), ("etf-ce, seed 0", 2, 4), ("ce, seed 3", 3, 4), ("etf-ce, seed 3", 4, 4)]
     for method in METHODS:
         for seed in SEEDS:
             folder = RunFolder(out / method / f"seed-{seed}")
@@ -73,7 +73,7 @@ def test_the_markdown_table(grid):
     lines = (out / "comparison.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "| method | n | " + " | ".join(COLUMNS) + " |"
     assert set(lines[1]) == {"|", "-"}
-    for method, line in zip(METHODS, lines[2:], strict=True):
+    for method, line in zip(METHODS, lines[2:4], strict=True):
         top1 = content["summary"][method]["top1"]
         assert line.startswith(f"| {method} | 2 | {100 * top1['mean']:.1f} ± {100 * top1['sd']:.1f} | ")
         assert line.count("|") == lines[0].count("|")
@@ -93,8 +93,8 @@ def test_more_methods_and_seeds_join(grid, tmp_path):
     recipe, out, _, _ = grid
     shutil.copytree(out, tmp_path / "grid")
     before, cells = files(tmp_path / "grid"), []
-    content = compare(recipe, ("etf-dr", "ce"), (0, 3), tmp_path / "grid", on_cell=lambda *cell: cells.append(cell[:2]))
-    assert cells == [("etf-dr", 0), ("etf-dr", 3)]
+    content = compare(recipe, ("etf-dr", "ce"), (0, 3), tmp_path / "grid", on_cell=lambda *cell: cells.append(cell[0]))
+    assert cells == ["etf-dr, seed 0", "etf-dr, seed 3"]
     assert files(tmp_path / "grid").items() >= before.items()
     assert set(content["summary"]) == {"ce", "etf-dr", "etf-ce"}, "earlier cells of the folder stay in the table"
     assert content["seeds"]["etf-dr"] == [0, 3]
@@ -119,14 +119,12 @@ def test_an_interrupted_grid_continues(grid, tmp_path):
 
     small = recipe.with_(batch_size=32)
     with pytest.raises(Interrupted):
-        compare(
-            small, METHODS, SEEDS, tmp_path / "g", progress=progress, on_cell=lambda *cell: started.append(cell[:2])
-        )
-    assert started[-1] == ("ce", 3)
+        compare(small, METHODS, SEEDS, tmp_path / "g", progress=progress, on_cell=lambda *cell: started.append(cell[0]))
+    assert started[-1] == "ce, seed 3"
     assert len(json.loads((tmp_path / "g" / "comparison.json").read_text())["seeds"]["etf-ce"]) == 1
     before, cells = files(tmp_path / "g"), []
-    resumed = compare(small, METHODS, SEEDS, tmp_path / "g", on_cell=lambda *cell: cells.append(cell[:2]))
-    assert cells == [("ce", 3), ("etf-ce", 3)]
+    resumed = compare(small, METHODS, SEEDS, tmp_path / "g", on_cell=lambda *cell: cells.append(cell[0]))
+    assert cells == ["ce, seed 3", "etf-ce, seed 3"]
     after = files(tmp_path / "g")
     assert all(after[p] == before[p] for p in before if "seed-0" in str(p))
     whole = compare(small, METHODS, SEEDS, tmp_path / "whole")

@@ -141,7 +141,7 @@ class Trainer:
 
 
 @contextmanager
-def _stop_on_signals():
+def stop_on_signals():
     """Yields a function that says whether Ctrl-C or SIGTERM came; a second signal acts at once, as usual."""
     asked = False
 
@@ -188,6 +188,7 @@ def train(
     data: PreparedData | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda state: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, object]:
     """Train one run into a folder and return its metrics.
 
@@ -196,10 +197,11 @@ def train(
         out: the run folder; must be new, or hold this very run with ``resume``.
         data: images prepared before (`prepare_data` of the same data fields), to share them between runs.
         say: receives lines for a person; ``progress`` receives the state of the loop.
+        stop: asked between steps; once it says True, all is saved and `Interrupted` raised, as after Ctrl-C.
 
     Raises:
         InputError: wrong input, or a loss that is not finite.
-        Interrupted: after Ctrl-C or SIGTERM, with everything saved.
+        Interrupted: after Ctrl-C, SIGTERM or ``stop``, with everything saved.
     """
     fields = resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
     check_tracks(recipe.track, build_loss(fields, [1, 1]))  # what can be refused is refused before any work
@@ -252,18 +254,24 @@ def train(
             _load_checkpoint(folder, trainer, checkpoint)
             say(f"continuing at epoch {trainer.epoch + 1}, step {trainer.step}")
         folder.rewind_history(trainer.epoch)
-        _train_epochs(trainer, folder, tracker, progress)
+        _train_epochs(trainer, folder, tracker, progress, stop)
     except InputError:
         folder.discard()
         raise
     return finish(folder, model, card, data, numerics, recipe)
 
 
-def _train_epochs(trainer: Trainer, folder: RunFolder, tracker: Tracker, progress: Progress) -> None:
+def _train_epochs(
+    trainer: Trainer, folder: RunFolder, tracker: Tracker, progress: Progress, stop: Callable[[], bool]
+) -> None:
     """Train to the end, with a line of history and a checkpoint after each epoch and when somebody wants to stop."""
     epochs = trainer.recipe.epochs
     write_event = event_writer(trainer.recipe.log, str(folder.path / "tensorboard"))
-    with _stop_on_signals() as stop_requested:
+    with stop_on_signals() as signalled:
+
+        def stop_requested() -> bool:
+            return signalled() or stop()
+
         while trainer.epoch < epochs:
             try:
                 record = trainer.train_epoch(stop_requested, progress)

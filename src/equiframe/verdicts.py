@@ -199,3 +199,99 @@ def _seen_from(method: str, comparison: Comparison) -> Comparison:
         over_both=turned(comparison.over_both),
         call={"better": "worse", "worse": "better"}.get(comparison.call, comparison.call),
     )  # fmt: skip
+
+
+def judge_runs(
+    results: Mapping[str, Mapping[int, tuple[float, Mapping[str, np.ndarray] | None]]], *, reference: str | None = None
+) -> Verdicts:
+    """`judge` from method → seed → (macro accuracy, the arrays of ``predictions.npz`` or None where a run kept none).
+
+    Runs that were tested on different images are not paired by image: then there is no interval over images.
+    """
+    macro = {m: {s: value for s, (value, _) in of.items()} for m, of in results.items()}
+    kept = {m: {s: arrays for s, (_, arrays) in of.items() if arrays is not None} for m, of in results.items()}
+    labels = [arrays["labels"] for of in kept.values() for arrays in of.values()]
+    if not labels or any(not np.array_equal(labels[0], other) for other in labels[1:]):
+        return judge(macro, reference=reference)
+    correct = {m: {s: a["predicted"] == a["labels"] for s, a in of.items()} for m, of in kept.items()}
+    return judge(macro, correct, labels[0], reference=reference)
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def signed(share: float) -> str:
+    """A difference in percentage points, with a real minus sign."""
+    return f"{100 * share:+.1f}".replace("-", "\u2212")
+
+
+def interval_text(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
+
+
+DIFFERENCE_COLUMNS = ("macro, points", "over seeds", "over images", "over both", "verdict")
+
+
+def difference_row(comparison: Comparison) -> list[str]:
+    """The cells of `DIFFERENCE_COLUMNS`."""
+    difference = "–" if comparison.difference is None else signed(comparison.difference)
+    intervals = (comparison.over_seeds, comparison.over_images, comparison.over_both)
+    return [difference, *map(interval_text, intervals), comparison.call]
+
+
+def difference_note(family: Sequence[Comparison], num_corrected: int) -> str:
+    """What the columns mean, for a person; ``num_corrected`` comparisons belong to Holm's family."""
+    text = "Intervals cover 95 %: over seeds by Student's t, over images by a paired bootstrap within classes"
+    if any(c.num_seeds == 1 for c in family):
+        text += " (for single seeds this does not cover the variation between trainings)"
+    text += (
+        ", over both as crossed random effects. A verdict needs "
+        f"{LEAST_SEEDS} shared seeds and p < 5 % over both" + _corrected(num_corrected) + "."
+    )
+    if any(c.num_seeds and c.over_images is None for c in family):
+        text += " Runs without predictions.npz, or with other test images, have no interval over images: over seeds decides."
+    return text
+
+
+def _corrected(num: int) -> str:
+    return f" after Holm's correction for {num} comparisons" if num > 1 else ""
+
+
+def in_words(verdicts: Verdicts, best_macro: float) -> str:
+    """Which method is best and by how much, in a few sentences."""
+    text = f"{verdicts.best} has the highest macro accuracy (the mean over classes), {100 * best_macro:.1f}\u00a0%."
+    worse = [c for c in verdicts.to_best if c.call == "worse"]
+    if worse:
+        text += " It is better than " + _listed([c.method + _margin(c, len(worse)) for c in worse]) + "."
+    for c in verdicts.to_best:
+        if c.call == "better":
+            text += f" On the seeds they share, {c.method} is better than {verdicts.best}{_margin(c, 1)}."
+    open_ = [c for c in verdicts.to_best if c.call not in ("better", "worse")]
+    for call in dict.fromkeys(c.call for c in open_):
+        those = [c for c in open_ if c.call == call]
+        others = _listed([c.method + _margin(c, len(those)) for c in those])
+        text += f" Whether it is better than {others} {call}."
+    if open_ and all(c.num_seeds == 1 for c in open_):
+        text += " Intervals over images do not cover the variation between trainings."
+    return text
+
+
+def _margin(comparison: Comparison, among: int) -> str:
+    """How much better the best (or this method) is; in a long list, names alone."""
+    if among > 3 or comparison.difference is None:
+        return ""
+    side = 1 if comparison.call == "better" else -1
+    text = f" ({signed(side * comparison.difference)} points"
+    for interval, what in (
+        (comparison.over_both, "seeds and images"),
+        (comparison.over_seeds, "seeds"),
+        (comparison.over_images, "images"),
+    ):
+        if interval is not None:
+            low, high = sorted(side * end for end in interval)
+            return f"{text}, 95\u00a0% interval {signed(low)} to {signed(high)} over {what})"
+    return text + ")"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -36,6 +36,10 @@ def _parser() -> Parser:
         if recipe:
             sub.add_argument("data", metavar="DATA", nargs="?", help=data_help)
             sub.add_argument("--config", metavar="FILE", help="recipe in YAML; flags override it")
+            sub.add_argument(
+                "--set", metavar="FIELD=VALUE", action="append", default=[], dest="settings",
+                help="any field of the recipe, overriding file and flags; may be given again",
+            )  # fmt: skip
             sub.add_argument("--out", metavar="DIR", help="where to save [runs/…, named by data and method]")
         sub.add_argument("--json", action="store_true", help="machine-readable results on stdout")
         sub.add_argument("--quiet", action="store_true", help="no progress")

@@ -21,6 +21,7 @@ def add_verbs(verb: AddVerb) -> None:
     sub = verb("report", _report, "write one HTML page about finished runs")
     sub.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders of runs such as a comparison's")
     sub.add_argument("--out", metavar="FILE.html", help="where to write the page [report.html in the first folder]")
+    sub.add_argument("--reference", metavar="METHOD", help="hold all others against this one, beside the best")
     sub.add_argument("--figures", metavar="DIR", help="also write each figure as PNG, SVG and PDF")
     sub = verb("predict", _predict, "classify images with a finished run")
     sub.add_argument("run", metavar="RUN", help="a run folder")
@@ -61,7 +62,9 @@ def _report(arguments: argparse.Namespace) -> int:
     from equiframe.report import find_runs, write_figures, write_report
 
     runs = find_runs(arguments.runs)
-    written = [write_report(runs, arguments.out or Path(arguments.runs[0]) / "report.html")]
+    written = [
+        write_report(runs, arguments.out or Path(arguments.runs[0]) / "report.html", reference=arguments.reference)
+    ]
     if arguments.figures:
         written += write_figures(runs, arguments.figures)
     if arguments.json:

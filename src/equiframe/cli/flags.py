@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import re
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from equiframe.errors import InputError, unknown
-from equiframe.recipe import FIELD_NAMES, Recipe, load_recipe
+from equiframe.recipe import FIELD_NAMES, Recipe, load_recipe, setting_from_text
 
 _GROUPS = (
     ("data", "data"),
@@ -77,14 +79,19 @@ def whole_numbers(text: str) -> tuple[int, ...]:
 
 
 def recipe_of(arguments: argparse.Namespace, *, saved: bool = False) -> Recipe:
-    """Defaults, then the recipe file (or, with ``saved``, the recipe of the run in ``--out``), then flags."""
+    """Defaults, then the recipe file (or, with ``saved``, the recipe of the run in ``--out``), flags, and ``--set``."""
     given = {name: getattr(arguments, name) for name in FIELD_NAMES if name != "data" and hasattr(arguments, name)}
     stated = load_recipe(arguments.config) if arguments.config else {}
     if saved and arguments.out and not arguments.config and (Path(arguments.out) / "recipe.yaml").is_file():
         stated = load_recipe(Path(arguments.out) / "recipe.yaml")
     if arguments.data is not None:
         given["data"] = arguments.data
-    recipe = Recipe(**{**stated, **given})
+    settings = dict(map(setting_from_text, arguments.settings))
+    if arguments.verb == "compare":
+        for name in ("method", "seed"):
+            if name in settings:
+                raise InputError(f"--set {name}: a comparison takes --{name}s")
+    recipe = Recipe(**{**stated, **given, **settings})
     if not recipe.data:
         raise InputError(
             f"DATA is missing: equiframe {arguments.verb} DATA … (a folder of images, or a name such as digits)"
@@ -95,3 +102,12 @@ def recipe_of(arguments: argparse.Namespace, *, saved: bool = False) -> Recipe:
 def default_out(recipe: Recipe, *rest: str) -> Path:
     tail = [f"r{recipe.imbalance:g}"] if recipe.imbalance else []
     return Path("runs") / "-".join([Path(recipe.data).resolve().name, *tail, *rest])
+
+
+def seconds(text: str) -> float:
+    """``90s``, ``30min``, ``1.5h`` → seconds."""
+    match = re.fullmatch(r"([\d.]+)\s*(s|min|h)", text.strip())
+    with contextlib.suppress(ValueError):
+        if match:
+            return float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30min or 2h")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,28 +10,26 @@ from pathlib import Path
 class Reporter:
     """Tells a person what happens, on stderr: a live line on a terminal, one line an epoch elsewhere."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, *, live: bool = True) -> None:
         self.quiet = quiet
-        self.live = sys.stderr.isatty() and not quiet
-        self.started = time.monotonic()
-        self.prefix = ""
+        self.live = live and sys.stderr.isatty() and not quiet
 
     def say(self, text: str) -> None:
         if not self.quiet:
             self._clear()
             print(text, file=sys.stderr, flush=True)
 
-    def cell(self, method: str, seed: int, number: int, total: int) -> None:
-        self.prefix = f"[{number}/{total}] {method}, seed {seed}: "
-        self.say(self.prefix.rstrip(": "))
+    def cell(self, label: str, number: int, total: int) -> None:
+        self.say(f"[{number}/{total}] {label}")
 
     def progress(self, state: dict) -> None:
         if self.quiet:
             return
+        prefix = f"{state['cell']}: " if "cell" in state else ""
         if state.get("done"):
             validation = f", validation macro {100 * state['val_macro']:.1f} %" if "val_macro" in state else ""
             text = (
-                f"{self.prefix}epoch {state['epoch'] + 1}/{state['epochs']}: loss {state['loss']:.4f}{validation}, "
+                f"{prefix}epoch {state['epoch'] + 1}/{state['epochs']}: loss {state['loss']:.4f}{validation}, "
                 f"{state['images_per_second']:.0f} images/s"
             )
             if self.live:
@@ -43,7 +40,7 @@ class Reporter:
         elif self.live:
             self._clear()
             step = f"epoch {state['epoch'] + 1}, step {state['step']}/{state['steps']}"
-            text = f"{self.prefix}{step}: loss {state['loss']:.4f}"
+            text = f"{prefix}{step}: loss {state['loss']:.4f}"
             print(text, end="", file=sys.stderr, flush=True)
 
     def _clear(self) -> None:
@@ -93,8 +90,8 @@ def print_values(values: dict[str, float | None], title: str) -> None:
     print_table(title, ["measure", "value"], rows)
 
 
-def write_page(folder: Path) -> Path:
+def write_page(folder: Path, reference: str | None = None) -> Path:
     """The report on the runs of a folder, into it."""
     from equiframe.report import find_runs, write_report
 
-    return write_report(find_runs([folder]), folder / "report.html")
+    return write_report(find_runs([folder]), folder / "report.html", reference=reference)
