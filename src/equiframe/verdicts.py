@@ -30,9 +30,10 @@ class Comparison:
     """A method held against another: ``difference`` is the mean over shared seeds of its macro accuracy minus the other's.
 
     Intervals cover 95 %, each for itself: ``over_seeds`` Student's on these test images, ``over_images`` the paired
-    bootstrap for these trainings (it does not cover the variation between trainings), ``over_both`` covers both. ``p`` is
-    that of ``over_both`` (of ``over_seeds`` where runs keep no predictions), ``p_holm`` corrected for all comparisons of
-    the family. ``call`` is better, worse or cannot be told yet: the first two only where ``p_holm`` is below 5 %.
+    bootstrap for these trainings (it does not cover the variation between trainings), ``over_both`` covers both and is
+    never narrower than ``over_seeds``. ``p`` is that of ``over_both`` (of ``over_seeds`` where runs keep no predictions),
+    ``p_holm`` corrected for all comparisons of the family. ``call`` is better, worse or cannot be told yet: the first two
+    only where ``p_holm`` is below 5 %.
     """
 
     method: str
@@ -132,8 +133,11 @@ def _hold(
     p = None
     if len(seeds) > 1:
         of_seeds = statistics.variance([macro[method][s] - macro[against][s] for s in seeds]) / len(seeds)
-        interval, p = student(found.mean, of_seeds, len(seeds) - 1, variance_images)
-        over_both = None if over_images is None else interval
+        # never surer than over seeds alone: with few seeds, degrees of freedom that come from chance could make it so
+        tests = [student(found.mean, of_seeds, len(seeds) - 1, v) for v in (0.0, variance_images)]
+        p = max(p for _, p in tests)
+        if over_images is not None:
+            over_both = max((interval for interval, _ in tests), key=lambda ends: ends[1] - ends[0])
     return replace(
         empty, difference=found.mean, num_seeds=len(seeds), over_seeds=over_seeds, over_images=over_images,
         over_both=over_both, p=p,

@@ -85,7 +85,7 @@ def _print_comparison(content: dict, recipe: Recipe) -> None:
         caption += f"; {name} tuned by {len(tuned['trials'])} trials: {fields}"
     rows = [[m, *(Summary(**row[c]).percent() for c in COLUMNS)] for m, row in content["summary"].items()]
     title = f"{recipe.data}" + (f", imbalance ratio {recipe.imbalance:g}" if recipe.imbalance else "")
-    print_table(title, ["method", *COLUMNS], rows, caption)
+    print_table(title, ["method", *COLUMNS], rows, caption) if rows else print(f"{title}: {caption}")
     verdicts = verdicts_from(content)
     if verdicts is None or not verdicts.to_best:
         return
