@@ -84,16 +84,16 @@ def test_boolean_and_list_flags(tmp_path, capsys, flags):
 
 
 def test_an_interrupt_exits_with_130_and_resume_continues(tmp_path, capsys, monkeypatch, flags):
-    from equiframe import cli
+    from equiframe.cli.terminal import Reporter
 
-    progress = cli._Reporter.progress
+    progress = Reporter.progress
 
     def interrupting(self, state):
         if state.get("step") == 10:
             signal.raise_signal(signal.SIGINT)
         progress(self, state)
 
-    monkeypatch.setattr(cli._Reporter, "progress", interrupting)
+    monkeypatch.setattr(Reporter, "progress", interrupting)
     for verb, options in (("train", []), ("compare", ["--methods", "ce", "--seeds", "0"])):
         code, out, error = run(capsys, verb, *flags(), *options, "--out", tmp_path / verb)
         assert code == 130
@@ -305,9 +305,9 @@ def test_what_is_not_there_is_an_error_of_python_too():
 def test_resume_needs_only_the_folder(tmp_path, capsys, monkeypatch, flags):
     """`train --resume --out RUN`, as the message after Ctrl-C says: the saved recipe is taken."""
     monkeypatch.chdir(tmp_path)
-    from equiframe import cli
+    from equiframe.cli.terminal import Reporter
 
-    progress = cli._Reporter.progress
+    progress = Reporter.progress
 
     def interrupting(self, state):
         progress(self, state)
@@ -315,7 +315,7 @@ def test_resume_needs_only_the_folder(tmp_path, capsys, monkeypatch, flags):
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:
-        patched.setattr(cli._Reporter, "progress", interrupting)
+        patched.setattr(Reporter, "progress", interrupting)
         code, _, error = run(capsys, "train", *flags(epochs=3), "--out", "run")
     assert code == 130
     assert error.splitlines()[-1] == "stopped and saved in run; continue with: equiframe train --resume --out run"

@@ -33,7 +33,7 @@ def grid(tmp_path_factory):
 
 def test_every_cell_is_a_finished_run(grid):
     _recipe, out, _, cells = grid
-    assert cells == [("ce", 0, 1, 4), ("etf-ce", 0, 2, 4), ("ce", 3, 3, 4), ("etf-ce", 3, 4, 4)]
+    assert cells == [("ce, seed 0", 1, 4), ("etf-ce, seed 0", 2, 4), ("ce, seed 3", 3, 4), ("etf-ce, seed 3", 4, 4)]
     for method in METHODS:
         for seed in SEEDS:
             folder = RunFolder(out / method / f"seed-{seed}")
@@ -73,7 +73,7 @@ def test_the_markdown_table(grid):
     lines = (out / "comparison.md").read_text(encoding="utf-8").splitlines()
     assert lines[0] == "| method | n | " + " | ".join(COLUMNS) + " |"
     assert set(lines[1]) == {"|", "-"}
-    for method, line in zip(METHODS, lines[2:], strict=True):
+    for method, line in zip(METHODS, lines[2:4], strict=True):
         top1 = content["summary"][method]["top1"]
         assert line.startswith(f"| {method} | 2 | {100 * top1['mean']:.1f} ± {100 * top1['sd']:.1f} | ")
         assert line.count("|") == lines[0].count("|")
@@ -93,8 +93,8 @@ def test_more_methods_and_seeds_join(grid, tmp_path):
     recipe, out, _, _ = grid
     shutil.copytree(out, tmp_path / "grid")
     before, cells = files(tmp_path / "grid"), []
-    content = compare(recipe, ("etf-dr", "ce"), (0, 3), tmp_path / "grid", on_cell=lambda *cell: cells.append(cell[:2]))
-    assert cells == [("etf-dr", 0), ("etf-dr", 3)]
+    content = compare(recipe, ("etf-dr", "ce"), (0, 3), tmp_path / "grid", on_cell=lambda *cell: cells.append(cell[0]))
+    assert cells == ["etf-dr, seed 0", "etf-dr, seed 3"]
     assert files(tmp_path / "grid").items() >= before.items()
     assert set(content["summary"]) == {"ce", "etf-dr", "etf-ce"}, "earlier cells of the folder stay in the table"
     assert content["seeds"]["etf-dr"] == [0, 3]
@@ -119,14 +119,12 @@ def test_an_interrupted_grid_continues(grid, tmp_path):
 
     small = recipe.with_(batch_size=32)
     with pytest.raises(Interrupted):
-        compare(
-            small, METHODS, SEEDS, tmp_path / "g", progress=progress, on_cell=lambda *cell: started.append(cell[:2])
-        )
-    assert started[-1] == ("ce", 3)
+        compare(small, METHODS, SEEDS, tmp_path / "g", progress=progress, on_cell=lambda *cell: started.append(cell[0]))
+    assert started[-1] == "ce, seed 3"
     assert len(json.loads((tmp_path / "g" / "comparison.json").read_text())["seeds"]["etf-ce"]) == 1
     before, cells = files(tmp_path / "g"), []
-    resumed = compare(small, METHODS, SEEDS, tmp_path / "g", on_cell=lambda *cell: cells.append(cell[:2]))
-    assert cells == [("ce", 3), ("etf-ce", 3)]
+    resumed = compare(small, METHODS, SEEDS, tmp_path / "g", on_cell=lambda *cell: cells.append(cell[0]))
+    assert cells == ["ce, seed 3", "etf-ce, seed 3"]
     after = files(tmp_path / "g")
     assert all(after[p] == before[p] for p in before if "seed-0" in str(p))
     whole = compare(small, METHODS, SEEDS, tmp_path / "whole")
@@ -211,6 +209,167 @@ def test_a_cell_that_cannot_be_leaves_no_folder(tiny, tmp_path):
     with pytest.raises(InputError, match="K=10"):
         compare(tiny(width=4, geometry="simplex"), ("etf-ce",), (0,), tmp_path / "a" / "g")
     assert os.listdir(tmp_path) == []
+
+
+# --- variants, budgets, failures --------------------------------------------------------------------------------------
+
+
+def test_variants_are_rows_of_their_own(tiny, tmp_path):
+    methods = ("ce", "etf-la:tau=0.5:lr=0.02", "etf-la")
+    content = compare(tiny(), methods, (0,), tmp_path / "g", reference="ce")
+    assert list(content["summary"]) == ["ce", "etf-la:tau=0.5:lr=0.02", "etf-la"]
+    assert content["variants"]["etf-la:tau=0.5:lr=0.02"] == {"tau": 0.5, "lr": 0.02}
+    cell = RunFolder(tmp_path / "g" / "etf-la+tau=0.5+lr=0.02" / "seed-0").recipe()
+    assert (cell.method, cell.tau, cell.lr) == ("etf-la", 0.5, 0.02)
+    assert {c["method"] for c in content["verdicts"]["to_reference"]} == set(methods) - {"ce"}
+    assert {c["call"] for c in content["verdicts"]["to_reference"]} == {"cannot be told yet (1 seed)"}
+    again = compare(tiny(), ("ce",), (0,), tmp_path / "g", on_cell=lambda *cell: pytest.fail("trained again"))
+    assert set(again["summary"]) == set(content["summary"]), "earlier rows are told by their folders"
+    with pytest.raises(InputError, match="unknown reference 'cosine'"):
+        compare(tiny(), ("ce",), (0,), tmp_path / "g", reference="cosine")
+    from equiframe.report import find_runs, group_runs
+
+    assert {g.name for g in group_runs(find_runs([tmp_path / "g"]))} == set(content["summary"])
+
+
+def test_predictions_are_kept_and_agree_with_the_measures(grid):
+    _, out, content, _ = grid
+    for method in METHODS:
+        arrays = RunFolder(out / method / "seed-0").read_arrays("predictions.npz")
+        assert {k: v.dtype for k, v in arrays.items()} == {"labels": "u2", "predicted": "u2", "probability": "f2"}
+        right = arrays["labels"] == arrays["predicted"]
+        recall = [right[arrays["labels"] == k].mean() for k in range(10)]
+        assert sum(recall) / 10 == pytest.approx(content["runs"][method]["0"]["macro"])
+        assert 0.1 <= arrays["probability"].min() <= arrays["probability"].max() <= 1
+    (verdict,) = content["verdicts"]["to_best"]
+    assert verdict["over_images"][0] <= verdict["difference"] <= verdict["over_images"][1]
+    assert "macro, points" in (out / "comparison.md").read_text(encoding="utf-8")
+
+
+def test_no_cell_begins_after_the_budget(grid, tmp_path):
+    recipe, *_ = grid
+    content = compare(recipe, METHODS, (0,), tmp_path / "g", budget=1e-9, on_cell=lambda *cell: pytest.fail("began"))
+    assert content["missing"] == ["ce, seed 0", "etf-ce, seed 0"]
+    assert content["summary"] == {}
+    assert content["verdicts"] is None
+
+
+def test_what_runs_at_the_end_of_the_budget_is_stopped_and_saved(grid, tmp_path, monkeypatch):
+    recipe, *_ = grid
+    over = []
+    monkeypatch.setattr("equiframe.grid.Grid.over", property(lambda self: bool(over)))
+
+    def progress(state):
+        if state.get("step") == 10 and state["cell"] == "[2/2] etf-ce, seed 0":
+            over.append(True)
+
+    content = compare(recipe.with_(batch_size=32), METHODS, (0,), tmp_path / "g", progress=progress)
+    assert content["missing"] == ["etf-ce, seed 0"]
+    assert content["seeds"] == {"ce": [0], "etf-ce": []}
+    assert (tmp_path / "g" / "etf-ce" / "seed-0" / "checkpoints" / "last.pt").is_file()
+    over.clear()
+    said = []
+    content = compare(recipe.with_(batch_size=32), METHODS, (0,), tmp_path / "g", say=said.append)
+    assert content["missing"] == []
+    assert "continuing at epoch 1, step 10" in said
+
+
+def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsys, flags, monkeypatch):
+    from equiframe.cli import main
+
+    command = ["compare", *flags(geometry="simplex"), "--methods", "etf-ce:width=4,etf-ce", "--seeds", "0"]
+    assert main([*command, "--out", str(tmp_path / "g"), "--quiet"]) == 2
+    out, error = capsys.readouterr()
+    assert "etf-ce " in out
+    assert error.startswith("equiframe: etf-ce:width=4, seed 0 failed: ")
+    assert error.count("\n") == 1
+    assert "K=10" in error
+    content = json.loads((tmp_path / "g" / "comparison.json").read_text())
+    assert list(content["summary"]) == ["etf-ce"]
+    assert list(content["failed"]) == ["etf-ce:width=4, seed 0"]
+    assert content["missing"] == []
+
+    from equiframe import grid
+
+    train = grid.train
+
+    def bug(recipe, *args, **kwargs):
+        if recipe.method == "ce":
+            raise ZeroDivisionError("ours")
+        return train(recipe, *args, **kwargs)
+
+    monkeypatch.setattr(grid, "train", bug)
+    assert main(["compare", *flags(), "--methods", "ce,etf-ce", "--seeds", "0", "--out", str(tmp_path / "b")]) == 1
+    assert "Traceback" in (error := capsys.readouterr().err)
+    assert error.endswith("equiframe: ce, seed 0 failed: ZeroDivisionError: ours\n")
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        main(["compare", *flags(), "--methods", "ce", "--seeds", "0", "--out", str(tmp_path / "c"), "--quiet"])
+
+
+# --- several cells at a time ------------------------------------------------------------------------------------------
+
+
+def test_side_by_side_cells_are_the_same_cells(grid, tmp_path):
+    recipe, out, content, _ = grid
+    cells, states, said = [], [], []
+    parallel = compare(
+        recipe, ("ce", "etf-ce:width=4:geometry=simplex"), (0,), tmp_path / "g", jobs=2,
+        on_cell=lambda *cell: cells.append(cell), progress=states.append, say=said.append,
+    )  # fmt: skip
+    assert [cell[0] for cell in cells] == ["ce, seed 0", "etf-ce:geometry=simplex:width=4, seed 0"]
+    one, other = (path / "ce" / "seed-0" / "model.safetensors" for path in (out, tmp_path / "g"))
+    assert one.read_bytes() == other.read_bytes()
+    times = ("seconds", "images_per_second")
+    assert parallel["runs"]["ce"]["0"] | dict.fromkeys(times) == content["runs"]["ce"]["0"] | dict.fromkeys(times)
+    (failed,) = parallel["failed"].values()
+    assert failed["by_input"]
+    assert "K=10" in failed["text"]
+    assert {state["cell"] for state in states} == {"[1/2] ce, seed 0"}
+    assert len([line for line in said if line.startswith("data: ")]) == 1, "what all cells say is told once"
+
+
+def test_ctrl_c_stops_and_saves_all_cells_at_a_time(tmp_path, flags):
+    import subprocess
+    import sys
+
+    command = [
+        sys.executable, "-m", "equiframe", "compare", *flags(epochs=100_000, track="none"), "--methods", "ce,etf-ce",
+        "--seeds", "0", "--jobs", "2", "--out", "g",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    seen = set()
+    for line in process.stderr:
+        if "epoch 1/" in line:
+            seen.add(line.split("]")[0])
+        if len(seen) == 2:
+            process.send_signal(signal.SIGINT)
+            break
+    out, error = process.communicate(timeout=100)
+    assert process.returncode == 130, error
+    assert out == ""
+    assert error.splitlines()[-1] == "stopped and saved in g; the same command continues"
+    assert "Traceback" not in error
+    for method in ("ce", "etf-ce"):
+        assert (tmp_path / "g" / method / "seed-0" / "checkpoints" / "last.pt").is_file()
+        assert not RunFolder(tmp_path / "g" / method / "seed-0").finished
+
+
+def test_a_worker_stops_when_its_parent_is_gone(tiny, tmp_path):
+    """The pipe to it closes however this process ends; it then saves and leaves."""
+    import queue
+
+    from equiframe.grid import Cell, _Worker
+
+    events = queue.Queue()
+    worker = _Worker(Cell(tiny(epochs=100_000, track="none"), tmp_path / "run", "x"), "x", {}, 1, events)
+    while "progress" not in events.get(timeout=100)[1]:
+        pass
+    worker._process.stdin.close()
+    while events.get(timeout=100)[1] is not None:
+        pass
+    assert worker._process.returncode == 130
+    assert worker.failure() is not None, "nobody asked it to stop"
+    assert (tmp_path / "run" / "checkpoints" / "last.pt").is_file()
 
 
 def test_summary():

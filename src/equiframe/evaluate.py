@@ -155,6 +155,18 @@ def class_table(
     ]
 
 
+def prediction_arrays(outputs: Outputs, temperature: float) -> dict[str, np.ndarray]:
+    """What ``predictions.npz`` keeps of each test image, in order: ``labels (N,)``, the ``predicted`` class and its
+    ``probability`` (float16) at the temperature."""
+    probability, predicted = F.softmax(outputs.logits.double() / temperature, dim=1).max(1)
+    whole = np.uint16 if outputs.logits.shape[1] <= 1 << 16 else np.uint32
+    return {
+        "labels": outputs.labels.numpy().astype(whole),
+        "predicted": predicted.numpy().astype(whole),
+        "probability": probability.numpy().astype(np.float16),
+    }
+
+
 # --- what the report shows of a run -----------------------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 from equiframe import evaluate
 from equiframe.collapse import ClassStatistics, collapse_measures, nc4
 from equiframe.data.prepare import PreparedData, prepare_data
@@ -19,11 +21,13 @@ from equiframe.tracking import finite, make_loader, tail_angles, tail_mask
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured: the card with its temperature, ``metrics.json``, and what only pictures need."""
+    """What was measured: the card with its temperature, ``metrics.json``, what only pictures need, and each test image's
+    prediction."""
 
     card: ModelCard
     metrics: dict[str, object]
     details: dict[str, object]
+    predictions: dict[str, np.ndarray]
 
 
 def measure(
@@ -79,7 +83,7 @@ def measure(
     details = evaluate.picture_details(
         outputs, temperature, statistics, vectors, data.test, card.class_names, card.train_counts
     )
-    return Measured(card, metrics, details)
+    return Measured(card, metrics, details, evaluate.prediction_arrays(outputs, temperature))
 
 
 def evaluate_run(

@@ -205,3 +205,41 @@ def dump_recipe(recipe: Recipe) -> str:
     import yaml
 
     return yaml.safe_dump(recipe.to_dict(), sort_keys=False)
+
+
+def setting_from_text(text: str) -> tuple[str, object]:
+    """``"lr=0.05"`` → ``("lr", 0.05)``: a field of the recipe and its value, of the field's own kind.
+
+    Raises:
+        InputError: if it is not FIELD=VALUE, the field is unknown (names the nearest), or the value of another kind.
+    """
+    name, equals, value = text.partition("=")
+    name = name.strip().replace("-", "_")
+    if not equals:
+        raise InputError(f"a setting must be FIELD=VALUE, got {text!r}")
+    if name not in FIELD_NAMES:
+        raise unknown("field", name, FIELD_NAMES)
+    hint = typing.get_type_hints(Recipe)[name]
+    return name, _typed(name, _from_text(value.strip(), hint), hint)
+
+
+def _from_text(text: str, hint: object) -> object:
+    """A value as the command line would read it; text that does not fit stays text, which `_typed` refuses."""
+    kind = next(k for k in (typing.get_args(hint) or (hint,)) if k is not type(None))
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    with contextlib.suppress(ValueError):
+        if kind is int:
+            return int(text)
+        if typing.get_origin(hint) is tuple or typing.get_origin(kind) is tuple:
+            return tuple(int(part) for part in text.split(","))
+    return text
+
+
+def setting_to_text(name: str, value: object) -> str:
+    """The shortest text that `setting_from_text` reads as this setting."""
+    if isinstance(value, bool):
+        return f"{name}={str(value).lower()}"
+    if isinstance(value, tuple):
+        return f"{name}={','.join(map(str, value))}"
+    return f"{name}={repr(value).removesuffix('.0') if isinstance(value, float) else value}"

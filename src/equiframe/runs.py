@@ -1,7 +1,7 @@
 """The run folder: what a training leaves behind. Every file is written whole or not at all.
 
 ``recipe.yaml`` (resolved), ``environment.json``, ``split.json`` (exact images and a hash), ``history.jsonl`` (one
-line an epoch), ``checkpoints/last.pt``, ``model.safetensors`` + ``model.json``, ``metrics.json``.
+line an epoch), ``checkpoints/last.pt``, ``model.safetensors`` + ``model.json``, ``predictions.npz``, ``metrics.json``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import os
 import platform
 import shlex
 import sys
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from equiframe.errors import InputError
@@ -139,6 +141,11 @@ class RunFolder:
     def write_json(self, name: str, content: object) -> None:
         self.write(name, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
+    def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        self.write(name, buffer.getvalue())
+
     def write_recipe(self, recipe: Recipe) -> None:
         self.write("recipe.yaml", dump_recipe(recipe))
 
@@ -171,6 +178,16 @@ class RunFolder:
         if not isinstance(content, dict):
             raise InputError(f"{self.path / name} is damaged: not a record")
         return content
+
+    def read_arrays(self, name: str) -> dict[str, np.ndarray] | None:
+        """The arrays of a file that `write_arrays` wrote; None where there is none (runs of earlier versions)."""
+        if not (self.path / name).is_file():
+            return None
+        try:
+            with np.load(self.path / name, allow_pickle=False) as file:
+                return dict(file)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(f"{self.path / name} is damaged: {error}") from error
 
     def history(self) -> list[dict]:
         """The epochs so far. A last line that a crash cut short is left out."""
@@ -237,8 +254,6 @@ def settings_that_differ(earlier: Recipe, asked: Recipe, left_open: Sequence[str
 
 def environment(device: torch.device) -> dict[str, object]:
     """Versions and hardware, for the record."""
-    import numpy
-
     from equiframe import __version__
 
     cpu = platform.processor() or platform.machine()
@@ -251,7 +266,7 @@ def environment(device: torch.device) -> dict[str, object]:
         "equiframe": __version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
-        "numpy": numpy.__version__,
+        "numpy": np.__version__,
         "platform": platform.platform(),
         "cpu": cpu,
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),

@@ -1,4 +1,4 @@
-"""Statistics over seeds: mean and sd, and paired differences with an interval."""
+"""Statistics over seeds: mean and sd, paired differences with an interval, several tests at once."""
 
 from __future__ import annotations
 
@@ -62,3 +62,15 @@ def paired_difference(
 
     half = float(t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
     return PairedDifference(mean, mean - half, mean + half, n)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    r"""Holm's step-down correction: p-values that keep the chance of any false win below the level (family-wise error).
+
+    The i-th smallest of m becomes :math:`\max_{j\le i} \min(1, (m-j+1)\,p_{(j)})` (Holm, Scand. J. Statist. 6, 1979).
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted

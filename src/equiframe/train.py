@@ -162,7 +162,7 @@ class Trainer:
 
 
 @contextmanager
-def _stop_on_signals():
+def stop_on_signals():
     """Yields a function that says whether Ctrl-C or SIGTERM came; a second signal acts at once, as usual."""
     asked = False
 
@@ -210,6 +210,7 @@ def train(
     data: PreparedData | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda state: None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, object]:
     """Train one run into a folder and return its metrics.
 
@@ -218,10 +219,11 @@ def train(
         out: the run folder; must be new, or hold this very run with ``resume``.
         data: images prepared before (`prepare_data` of the same data fields), to share them between runs.
         say: receives lines for a person; ``progress`` receives the state of the loop.
+        stop: asked between steps; once it says True, all is saved and `Interrupted` raised, as after Ctrl-C.
 
     Raises:
         InputError: wrong input, or a loss that is not finite.
-        Interrupted: after Ctrl-C or SIGTERM, with everything saved.
+        Interrupted: after Ctrl-C, SIGTERM or ``stop``, with everything saved.
     """
     fields = resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
     check_tracks(recipe.track, build_loss(fields, [1, 1]))  # what can be refused is refused before any work
@@ -276,18 +278,24 @@ def train(
             _load_checkpoint(folder, trainer, checkpoint)
             say(f"continuing at epoch {trainer.epoch + 1}, step {trainer.step}")
         folder.rewind_history(trainer.epoch)
-        _train_epochs(trainer, folder, tracker, progress)
+        _train_epochs(trainer, folder, tracker, progress, stop)
     except InputError:
         folder.discard()
         raise
     return finish(folder, trainer.evaluated, card, data, numerics, recipe, say)
 
 
-def _train_epochs(trainer: Trainer, folder: RunFolder, tracker: Tracker, progress: Progress) -> None:
+def _train_epochs(
+    trainer: Trainer, folder: RunFolder, tracker: Tracker, progress: Progress, stop: Callable[[], bool]
+) -> None:
     """Train to the end, with a line of history and a checkpoint after each epoch and when somebody wants to stop."""
     epochs = trainer.recipe.epochs
     write_event = event_writer(trainer.recipe.log, str(folder.path / "tensorboard"))
-    with _stop_on_signals() as stop_requested:
+    with stop_on_signals() as signalled:
+
+        def stop_requested() -> bool:
+            return signalled() or stop()
+
         while trainer.epoch < epochs:
             try:
                 record = trainer.train_epoch(stop_requested, progress)
@@ -324,8 +332,8 @@ def finish(
     recipe: Recipe,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, object]:
-    """Run the second stage if there is one, fit the temperature, test once, write ``model.*``, ``details.json`` and
-    ``metrics.json``. The last epoch's weights are used."""
+    """Run the second stage if there is one, fit the temperature, test once, write ``model.*``, ``details.json``,
+    ``predictions.npz`` and ``metrics.json``. The last epoch's weights are used."""
     chosen: dict[str, object] = {}
     if recipe.second_stage not in (None, "none"):
         started = time.perf_counter()
@@ -342,6 +350,7 @@ def finish(
     }
     save_classifier(model, measured.card, folder.write)
     folder.write_json("details.json", measured.details)
+    folder.write_arrays("predictions.npz", measured.predictions)
     folder.write_json("metrics.json", metrics)
     return metrics
 

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from equiframe.compare import COLUMNS
+from equiframe.compare import COLUMNS, families
 from equiframe.errors import InputError
 from equiframe.report.runs import Group, RunData, group_runs
 from equiframe.runs import atomic_write
-from equiframe.summaries import Summary, paired_difference
+from equiframe.summaries import Summary
+from equiframe.verdicts import DIFFERENCE_COLUMNS, Verdicts, difference_note, difference_row, in_words, judge_runs
 
 FORMATS = ("png", "svg", "pdf")
 
@@ -40,46 +41,49 @@ def _svg(name: str, groups: Sequence[Group]) -> str | None:
 
 
 def _rows(groups: Sequence[Group]) -> list[dict]:
-    best = groups[0]
-    rows = []
-    for group in groups:
-        cells = [Summary.of([r.metrics.get(c) for r in group.runs]).percent() for c in COLUMNS]
-        difference = None
-        if group is not best:
-            difference = paired_difference(_by_seed(best, "macro"), _by_seed(group, "macro"))
-        rows.append({"name": group.name, "n": len(group.runs), "cells": cells, "difference": difference})
-    return rows
+    return [
+        {
+            "name": group.name,
+            "n": len(group.runs),
+            "cells": [Summary.of([r.metrics.get(c) for r in group.runs]).percent() for c in COLUMNS],
+        }
+        for group in groups
+    ]
 
 
-def _by_seed(group: Group, key: str) -> dict[int, float]:
-    return {r.recipe.seed: r.metrics[key] for r in group.runs if r.metrics.get(key) is not None}
+def _verdicts(groups: Sequence[Group], reference: str | None) -> Verdicts:
+    results = {g.name: {r.recipe.seed: (r.metrics["macro"], r.predictions) for r in g.runs} for g in groups}
+    return judge_runs(results, reference=reference)
 
 
-def _verdict(groups: Sequence[Group]) -> str:
+def _verdict(groups: Sequence[Group], verdicts: Verdicts) -> str:
     """The first question, answered in a sentence or two."""
     best = groups[0]
-    macro = f"{100 * best.mean('macro'):.1f}\u00a0%"
-    if len(groups) == 1:
-        return f"{best.name} reaches {macro} macro accuracy (the mean over classes) and {100 * best.mean('top1'):.1f} % over all images."
-    second = groups[1]
-    found = paired_difference(_by_seed(best, "macro"), _by_seed(second, "macro"))
-    text = f"{best.name} has the highest macro accuracy (the mean over classes), {macro}"
-    if found is None or found.low is None:
-        return f"{text}, ahead of {second.name} with {100 * second.mean('macro'):.1f} %. One shared seed does not tell whether that is chance."
-    if found.n == 2:
-        return f"{text}: {_signed(found.mean)} points over {second.name}, on two seeds, which are too few to tell."
-    interval = (
-        f"{_signed(found.mean)} points over {second.name}, 95\u00a0% interval {_signed(found.low)} to "
-        f"{_signed(found.high)} over {found.n} seeds"
+    if len(groups) > 1:
+        return in_words(verdicts, best.mean("macro"))
+    text = (
+        f"{best.name} reaches {100 * best.mean('macro'):.1f}\u00a0% macro accuracy (the mean over classes) and "
+        f"{100 * best.mean('top1'):.1f} % over all images."
     )
-    if found.low > 0:
-        return f"{text}: {interval}. The interval lies above zero."
-    return f"{text}: {interval}. The interval includes zero: these seeds do not separate the two."
+    if best.name in verdicts.over_images:
+        low, high = verdicts.over_images[best.name]
+        text += (
+            f" Other test images would give {100 * low:.1f} to {100 * high:.1f}\u00a0% (95\u00a0% bootstrap interval of the "
+            "macro accuracy); that does not cover the variation between trainings."
+        )
+    return text
 
 
-def _signed(share: float) -> str:
-    """A difference in percentage points, with a real minus sign."""
-    return f"{100 * share:+.1f}".replace("-", "\u2212")
+def _differences(verdicts: Verdicts) -> list[dict]:
+    """A table for each method that the others are held against."""
+    return [
+        {
+            "against": against,
+            "rows": [(c.method, difference_row(c)) for c in family],
+            "note": difference_note(family, num),
+        }
+        for against, family, num in families(verdicts)
+    ]
 
 
 def _collapse_rows(groups: Sequence[Group]) -> list[tuple[str, str, list[str]]]:
@@ -113,11 +117,14 @@ def _settings(run: RunData) -> list[tuple[str, str]]:
     return [(k, str(v)) for k, v in run.recipe.to_dict().items() if v is not None and v != ""]
 
 
-def write_report(runs: Sequence[RunData], path: str | Path) -> Path:
+def write_report(runs: Sequence[RunData], path: str | Path, *, reference: str | None = None) -> Path:
     """Write one self-contained HTML page about the runs.
 
+    Args:
+        reference: a method that all others are held against, beside the best.
+
     Raises:
-        InputError: if the runs have different classes, or the file cannot be written.
+        InputError: if the runs have different classes, there is no such reference, or the file cannot be written.
     """
     import jinja2
 
@@ -130,13 +137,15 @@ def write_report(runs: Sequence[RunData], path: str | Path) -> Path:
     figures = {name: (Markup(svg) if (svg := _svg(name, groups)) else None) for name in
                ("groups", "classes", "reliability", "collapse", "cosines", "training", "gradients")}  # fmt: skip
     first = runs[0]
-    environment.filters["signed"] = _signed
+    verdicts = _verdicts(groups, reference)
     title = Path(first.recipe.data).name + (
         f", imbalance ratio {first.recipe.imbalance:g}" if first.recipe.imbalance else ""
     )
     html = environment.get_template("page.html.j2").render(
         title=title,
-        verdict=_verdict(groups),
+        verdict=_verdict(groups, verdicts),
+        differences=_differences(verdicts),
+        difference_columns=DIFFERENCE_COLUMNS,
         columns=COLUMNS,
         rows=_rows(groups),
         groups=groups,

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from equiframe.errors import InputError
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import MACHINE_FIELDS, RunFolder
+from equiframe.variants import Variant
 
 
 @dataclass
@@ -23,6 +26,13 @@ class RunData:
     details: dict
     environment: dict
     split_hash: str
+    predictions: dict[str, np.ndarray] | None = None
+
+    @property
+    def row(self) -> str:
+        """The method, or the variant of it that a comparison keeps in a folder of that name."""
+        variant = Variant.from_folder(self.path.resolve().parent.name)
+        return variant.name if variant is not None and variant.method == self.recipe.method else self.recipe.method
 
     @property
     def classes(self) -> list[dict]:
@@ -74,6 +84,7 @@ def find_runs(paths: Sequence[str | Path]) -> list[RunData]:
         if not path.is_dir():
             raise InputError(f"no such run folder: {path}")
         metrics = [path / "metrics.json"] if (path / "metrics.json").is_file() else sorted(path.rglob("metrics.json"))
+        metrics = [file for file in metrics if "tuning" not in file.relative_to(path).parts]  # trials are no results
         if not metrics:
             raise InputError(f"no finished run in {path} (a run is finished when it has metrics.json)")
         for file in metrics:
@@ -87,12 +98,12 @@ def _read(folder: RunFolder) -> RunData:
     split = folder.read_json("split.json") if (folder.path / "split.json").is_file() else {}
     return RunData(
         folder.path, folder.recipe(), metrics, folder.history(), details,
-        folder.read_json("environment.json"), split.get("hash", "not kept"),
+        folder.read_json("environment.json"), split.get("hash", "not kept"), folder.read_arrays("predictions.npz"),
     )  # fmt: skip
 
 
 def group_runs(runs: Sequence[RunData]) -> list[Group]:
-    """Groups by method, best macro accuracy first. Runs of one method that differ in more than the seed are kept apart.
+    """Groups by method (or variant), best macro accuracy first. Runs of one that differ in more than the seed are kept apart.
 
     Raises:
         InputError: if the runs do not share their classes: they cannot be drawn into one picture.
@@ -103,13 +114,13 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
             raise InputError(f"{run.path} has other classes than {runs[0].path}; report them separately")
     groups: dict[str, list[RunData]] = {}
     for run in runs:
-        same_method = [r for r in runs if r.recipe.method == run.recipe.method]
+        same_row = [r for r in runs if r.row == run.row]
         own = [
             f"{k.replace('_', ' ')} {v}"
             for k, v in _settings(run).items()
-            if any(_settings(r)[k] != v for r in same_method)
+            if any(_settings(r)[k] != v for r in same_row)
         ]
-        groups.setdefault(run.recipe.method + (f" ({', '.join(own)})" if own else ""), []).append(run)
+        groups.setdefault(run.row + (f" ({', '.join(own)})" if own else ""), []).append(run)
     ordered = [Group(name, sorted(members, key=lambda r: r.recipe.seed)) for name, members in groups.items()]
     return sorted(ordered, key=lambda g: -(g.mean("macro") or 0))
 

@@ -1,0 +1,95 @@
+"""The verb compare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from equiframe.cli.flags import AddVerb, default_out, recipe_of, seconds, whole_numbers
+from equiframe.cli.terminal import Reporter, print_table, write_page
+from equiframe.recipe import Recipe
+
+
+def add_verbs(verb: AddVerb) -> None:
+    sub = verb("compare", _compare, "train several methods with several seeds and compare them", recipe=True)
+    sub.add_argument(
+        "--methods",
+        default="ce,balanced-softmax,etf-ce,etf-la",
+        help="names, separated by commas, each perhaps with fields of its own: etf-la:tau=0.5:lr=0.05 [%(default)s]",
+    )
+    sub.add_argument(
+        "--seeds", type=whole_numbers, default=(0, 1, 2), help="whole numbers, separated by commas [0,1,2]"
+    )
+    sub.add_argument("--reference", metavar="METHOD", help="hold all others against this one too [the first method]")
+    sub.add_argument("--jobs", metavar="N", type=int, default=1, help="runs at a time, in processes of their own [1]")
+    sub.add_argument(
+        "--budget",
+        metavar="TIME",
+        type=seconds,
+        help="stop and save after 90s, 30min, 2h, …; the same command continues",
+    )
+    sub.add_argument(
+        "--tune", metavar="N", type=int, default=0, help="tune each method by N trials on validation images [0: do not]"
+    )
+    sub.add_argument("--tune-epochs", metavar="N", type=int, help="epochs of a trial [--epochs]")
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    recipe = recipe_of(arguments)
+    methods = [name.strip() for name in arguments.methods.split(",") if name.strip()]
+    out = Path(arguments.out) if arguments.out else default_out(recipe, "compare")
+    from equiframe.compare import compare
+    from equiframe.train import Interrupted
+
+    reporter = Reporter(arguments.quiet, live=arguments.jobs == 1)
+    try:
+        content = compare(
+            recipe, methods, arguments.seeds, out, reference=arguments.reference, jobs=arguments.jobs,
+            budget=arguments.budget, tune=arguments.tune, tune_epochs=arguments.tune_epochs,
+            say=reporter.say, progress=reporter.progress, on_cell=reporter.cell,
+        )  # fmt: skip
+    except Interrupted:
+        reporter.say(f"stopped and saved in {out}; the same command continues")
+        return 130
+    if content["summary"]:
+        reporter.say(f"report: {write_page(out, content['verdicts']['reference'])}")
+    reporter.say(f"saved in {out}")
+    if arguments.json:
+        print(json.dumps(content))
+    else:
+        _print_comparison(content, recipe)
+    for label, failure in content["failed"].items():
+        line = failure["text"].splitlines()[-1]
+        print(f"equiframe: {label} failed: {line}", file=sys.stderr)
+    if not content["failed"]:
+        return 0
+    return 2 if all(failure["by_input"] for failure in content["failed"].values()) else 1
+
+
+def _print_comparison(content: dict, recipe: Recipe) -> None:
+    """The table, what is missing in it, how methods were tuned, and who is better than whom."""
+    from equiframe.compare import COLUMNS, Summary, families, verdicts_from
+    from equiframe.verdicts import DIFFERENCE_COLUMNS, difference_note, difference_row, in_words
+
+    seeds = sorted({seed for of_method in content["seeds"].values() for seed in of_method})
+    caption = f"percent, mean ± sd over seeds {','.join(map(str, seeds))}"
+    if len(seeds) < 2:
+        caption = "percent" + (f", seed {seeds[0]}" if seeds else "")
+    if content["missing"]:
+        num, total = len(content["missing"]), len(content["missing"]) + sum(map(len, content["seeds"].values()))
+        caption += f"; {num} of {total} runs are missing (the budget is used up; the same command continues)"
+    for name, tuned in content["tuning"].items():
+        fields = ", ".join(f"{field} {value:g}" for field, value in tuned["fields"].items()) or "its defaults"
+        caption += f"; {name} tuned by {len(tuned['trials'])} trials: {fields}"
+    rows = [[m, *(Summary(**row[c]).percent() for c in COLUMNS)] for m, row in content["summary"].items()]
+    title = f"{recipe.data}" + (f", imbalance ratio {recipe.imbalance:g}" if recipe.imbalance else "")
+    print_table(title, ["method", *COLUMNS], rows, caption) if rows else print(f"{title}: {caption}")
+    verdicts = verdicts_from(content)
+    if verdicts is None or not verdicts.to_best:
+        return
+    for against, family, num in families(verdicts):
+        rows = [[c.method, *difference_row(c)] for c in family]
+        print_table(f"against {against}", ["method", *DIFFERENCE_COLUMNS], rows, difference_note(family, num))
+    print(in_words(verdicts, content["summary"][verdicts.best]["macro"]["mean"]))

@@ -1,0 +1,128 @@
+"""Verbs on finished runs: evaluate, report, predict, second-stage."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from equiframe.cli.flags import AddVerb
+from equiframe.cli.terminal import Reporter, print_metrics, print_values, write_page
+from equiframe.errors import InputError
+
+
+def add_verbs(verb: AddVerb) -> None:
+    sub = verb("evaluate", _evaluate, "measure a finished run again, on its own test images")
+    sub.add_argument("run", metavar="RUN", help="a run folder")
+    sub.add_argument("--collapse", action="store_true", help="also every measure of neural collapse (training images)")
+    sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
+    sub.add_argument("--data-root", metavar="DIR", help="the same for a built-in data set, or the images of lists")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
+    sub = verb("report", _report, "write one HTML page about finished runs")
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="run folders, or folders of runs such as a comparison's")
+    sub.add_argument("--out", metavar="FILE.html", help="where to write the page [report.html in the first folder]")
+    sub.add_argument("--reference", metavar="METHOD", help="hold all others against this one, beside the best")
+    sub.add_argument("--figures", metavar="DIR", help="also write each figure as PNG, SVG and PDF")
+    sub = verb("predict", _predict, "classify images with a finished run")
+    sub.add_argument("run", metavar="RUN", help="a run folder")
+    sub.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+", help="images, or folders of images")
+    sub.add_argument("--out", metavar="FILE.csv", help="where to write the CSV [stdout]")
+    sub.add_argument("--top", type=int, default=5, metavar="K", help="how many classes an image [5]")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
+    sub = verb("second-stage", _second_stage, "give a finished run a better classifier on the features that it has")
+    sub.add_argument("run", metavar="RUN", help="a run folder without a second stage; it stays as it is")
+    sub.add_argument("--stage", required=True, metavar="NAME", help="crt, tau-norm, lws, label-aware-smoothing, ncm, …")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the new run folder")
+    sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
+    sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from equiframe.measure import evaluate_run
+
+    metrics = evaluate_run(
+        arguments.run,
+        device=arguments.device,
+        full=arguments.collapse,
+        data=arguments.data,
+        data_root=arguments.data_root,
+    )
+    if arguments.json:
+        print(json.dumps(metrics))
+        return 0
+    print_metrics(metrics, arguments.run)
+    if arguments.collapse:
+        known = {
+            "top1",
+            "macro",
+            "many",
+            "medium",
+            "few",
+            "head",
+            "middle",
+            "tail",
+            "worst",
+            "ece",
+            "nll",
+            "temperature",
+        }
+        print_values({k: v for k, v in metrics.items() if isinstance(v, float) and k not in known}, "neural collapse")
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from equiframe.report import find_runs, write_figures, write_report
+
+    runs = find_runs(arguments.runs)
+    written = [
+        write_report(runs, arguments.out or Path(arguments.runs[0]) / "report.html", reference=arguments.reference)
+    ]
+    if arguments.figures:
+        written += write_figures(runs, arguments.figures)
+    if arguments.json:
+        print(json.dumps([str(path) for path in written]))
+    elif not arguments.quiet:
+        figures = f", and {len(written) - 1} figure files in {arguments.figures}" if arguments.figures else ""
+        print(f"{len(runs)} run{'s' if len(runs) != 1 else ''} in {written[0]}{figures}", file=sys.stderr)
+    return 0
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    if arguments.top < 1:
+        raise InputError(f"--top must be at least 1, got {arguments.top}")
+    from equiframe.model import load_classifier
+    from equiframe.predict import as_csv, find_images, predict
+    from equiframe.runs import atomic_write
+
+    target = Path(arguments.out) if arguments.out else None
+    if target is not None and not target.parent.is_dir():
+        raise InputError(f"no such folder: {target.parent}")
+    model, card = load_classifier(arguments.run)
+    images = find_images(arguments.images)
+    ranked = list(predict(model, card, images, top=arguments.top, device=arguments.device))
+    if target is not None:
+        atomic_write(target, as_csv(images, ranked))
+        if not arguments.quiet:
+            print(f"{len(images):,} predictions in {target}", file=sys.stderr)
+    if arguments.json:
+        print(json.dumps([
+            {"image": str(image), "classes": [{"class": name, "probability": p} for name, p in row]}
+            for image, row in zip(images, ranked, strict=True)
+        ]))  # fmt: skip
+    elif target is None:
+        print(as_csv(images, ranked), end="")
+    return 0
+
+
+def _second_stage(arguments: argparse.Namespace) -> int:
+    from equiframe.train import apply_second_stage
+
+    reporter, out = Reporter(arguments.quiet), Path(arguments.out)
+    metrics = apply_second_stage(
+        arguments.run, arguments.stage, out, device=arguments.device, data=arguments.data, say=reporter.say
+    )
+    reporter.say(f"report: {write_page(out)}")
+    reporter.say(f"saved in {out}")
+    print(json.dumps(metrics)) if arguments.json else print_metrics(metrics, str(out))
+    return 0

@@ -1,0 +1,32 @@
+"""The verb train."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from equiframe.cli.flags import AddVerb, default_out, recipe_of
+from equiframe.cli.terminal import Reporter, print_metrics, write_page
+
+
+def add_verbs(verb: AddVerb) -> None:
+    sub = verb("train", _train, "train one model into a run folder", recipe=True)
+    sub.add_argument("--resume", action="store_true", help="continue an interrupted run")
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    recipe = recipe_of(arguments, saved=arguments.resume)
+    out = Path(arguments.out) if arguments.out else default_out(recipe, recipe.method, f"s{recipe.seed}")
+    from equiframe.train import Interrupted, train
+
+    reporter = Reporter(arguments.quiet)
+    try:
+        metrics = train(recipe, out, resume=arguments.resume, say=reporter.say, progress=reporter.progress)
+    except Interrupted:
+        reporter.say(f"stopped and saved in {out}; continue with: equiframe train --resume --out {out}")
+        return 130
+    reporter.say(f"report: {write_page(out)}")
+    reporter.say(f"saved in {out}")
+    print(json.dumps(metrics)) if arguments.json else print_metrics(metrics, str(out))
+    return 0
