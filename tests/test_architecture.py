@@ -18,7 +18,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"measure"},
     {"train", "predict"},
     {"compare"},
-    {"report"},
+    {"report", "papers"},
     {"cli"},
 ]
 DATA_FLOORS = [{"images"}, {"sources"}, {"batches"}, {"prepare"}]

@@ -19,6 +19,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from equiframe.errors import InputError, unknown
+from equiframe.papers import cli as papers
 from equiframe.recipe import FIELD_NAMES, Recipe, load_recipe
 
 _GROUPS = (
@@ -147,6 +148,8 @@ def _parser() -> _Parser:
     sub.add_argument("dim", metavar="D", type=int)
     sub.add_argument("--geometry", default="auto", help="auto, simplex, orthoplex [auto]")
     sub.add_argument("--plot", metavar="FILE", help="draw it (png, svg, pdf): arrows for D = 3, else the cosines")
+    sub = verb("reproduce", _reproduce, "rerun a table of a paper beside its published numbers, or list the tables")
+    papers.add_arguments(sub, _whole_numbers)
     verbs.add_parser("peeled", add_help=False, help="the layer-peeled model: solve it, or judge a claim of the paper")
     return parser
 
@@ -363,6 +366,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     title = f"{recipe.data}" + (f", imbalance ratio {recipe.imbalance:g}" if recipe.imbalance else "")
     _print_table(title, ["method", *COLUMNS], rows, caption)
     return 0
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    return papers.run(arguments, _Reporter(arguments.quiet), _print_table)
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
