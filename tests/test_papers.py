@@ -199,9 +199,10 @@ def test_a_verdict_is_paired_by_seed():
     ("better", "worse", "reason"),
     [
         ({0: 1.0}, {1: 0.0}, "the rows share no seed"),
-        ({0: 9.0, 1: 9.0}, {0: 1.0}, "one seed gives no interval"),
+        ({0: 9.0, 1: 9.0, 2: 9.0}, {0: 1.0}, "too few shared seeds, a verdict needs 3"),
+        ({0: 9.0, 1: 9.0}, {0: 1.0, 1: 1.0}, "too few shared seeds, a verdict needs 3"),
         ({0: 2.0, 1: 3.0, 2: 4.0}, {0: 1.0, 1: 1.0, 2: 1.0}, "the interval over 3 seeds includes 0"),
-        ({0: 2.0, 1: 2.0}, {0: 2.0, 1: 2.0}, "the interval over 2 seeds includes 0"),
+        ({s: 2.0 for s in range(4)}, {s: 2.0 for s in range(4)}, "the interval over 4 seeds includes 0"),
     ],
 )
 def test_what_cannot_be_told_yet(better, worse, reason):
@@ -381,7 +382,7 @@ def test_a_spent_budget_and_an_interrupt_keep_what_is_there(tiny_table, tmp_path
         self.method = method
 
     def progress(self, state):
-        if self.method == "etf-ce":
+        if self.method == "r10 etf-ce":
             signal.raise_signal(signal.SIGINT)
 
     with monkeypatch.context() as patched:

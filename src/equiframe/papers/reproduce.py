@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from equiframe.compare import compare
@@ -41,13 +42,14 @@ def reproduce(
     budget: float | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[dict], None] = lambda state: None,
-    on_cell: Callable[[str, int, int, int], None] = lambda method, seed, number, total: None,
+    on_cell: Callable[[str, int, int, int], None] = lambda name, seed, number, total: None,
 ) -> dict[str, object]:
     """Train the missing cells of a part of a table, column by column; finished ones are kept.
 
     Args:
         changes: recipe fields that take the place of the table's, such as epochs, or a stand-in for the data.
         budget: seconds after which no further cell begins.
+        on_cell: told the column and row, the seed, and the how-manieth of how many cells of a comparison begins.
 
     Returns:
         the content of ``reproduction.json``: all finished cells of the folder, those of earlier calls too.
@@ -64,20 +66,20 @@ def reproduce(
             resolve_method(row.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
     deadline = None if budget is None else time.monotonic() + budget
 
-    def begin_cell(method: str, seed: int, number: int, total: int) -> None:
+    def begin_cell(names: Mapping[str, str], method: str, *rest: int) -> None:
         if deadline is not None and time.monotonic() >= deadline:
             raise _BudgetSpent
-        on_cell(method, seed, number, total)
+        on_cell(names[method], *rest)
 
     try:
         for column in columns:
-            say(f"{column.name}: {column.what}")
             machine: dict[str, object] = {}  # the first cell's choice of numerics holds for the whole column
             for folder, group in _comparisons(out, column, rows):
                 recipe = plan(table, column, group[0], {**changes, **machine})
-                methods = [row.method for row in group]
-                compare(recipe, methods, seeds, folder, say=say, progress=progress, on_cell=begin_cell)
-                settled = RunFolder(folder / methods[0] / f"seed-{seeds[0]}").recipe()
+                names = {row.method: f"{column.name} {row.name}" for row in group}
+                on_each = partial(begin_cell, names)
+                compare(recipe, list(names), seeds, folder, say=say, progress=progress, on_cell=on_each)
+                settled = RunFolder(folder / group[0].method / f"seed-{seeds[0]}").recipe()
                 machine = {name: getattr(settled, name) for name in MACHINE_FIELDS}
     except _BudgetSpent:
         say("the budget is spent; the same command continues")

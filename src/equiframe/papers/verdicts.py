@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from equiframe.summaries import PairedDifference, paired_difference
 
 HELD, NOT_HELD, UNTOLD = "held", "did not hold", "cannot be told yet"
+LEAST_SEEDS = 3  # two differences may agree by chance, and their sd then says nothing
 
 
 @dataclass(frozen=True)
 class Verdict:
     """A claim judged in one column: ``held`` / ``did not hold`` where the 95 % interval of the paired difference lies
-    above / below 0, else ``cannot be told yet``.
+    above / below 0 and at least `LEAST_SEEDS` seeds are shared, else ``cannot be told yet``.
 
     Attributes:
         difference: of the better row minus the worse one, in the unit of the values; None where no seed is shared.
@@ -30,8 +31,8 @@ def judge(better: Mapping[int, float], worse: Mapping[int, float]) -> Verdict:
     difference = paired_difference(better, worse)
     if difference is None:
         return Verdict(UNTOLD, None, "the rows share no seed")
-    if difference.n == 1:
-        return Verdict(UNTOLD, difference, "one seed gives no interval")
+    if difference.n < LEAST_SEEDS:
+        return Verdict(UNTOLD, difference, f"too few shared seeds, a verdict needs {LEAST_SEEDS}")
     if difference.low > 0:
         return Verdict(HELD, difference)
     if difference.high < 0:
