@@ -15,6 +15,7 @@ from equiframe.papers.grid import SOURCES, Claim, Column, DataSet, Published, Ro
 from equiframe.papers.reproduce import collect, reproduce, verdict_text
 from equiframe.papers.tables import DATA_SETS, TABLES
 from equiframe.papers.verdicts import HELD, NOT_HELD, UNTOLD, Verdict, judge, judge_all
+from equiframe.train import Interrupted
 
 PENDING = {"ldam-drw", "vs"}  # methods that another branch adds; empty this set when they are there
 
@@ -366,37 +367,39 @@ def test_a_folder_that_hides_a_data_set(tiny_table, tmp_path, monkeypatch, capsy
     assert "a folder 'digits' lies here and would be taken for the data set" in error
 
 
-def test_a_spent_budget_and_an_interrupt_keep_what_is_there(tiny_table, tmp_path, capsys, monkeypatch):
+def test_a_spent_budget_and_an_interrupt_keep_what_is_there(tiny_table, tmp_path, capsys):
     command = ("reproduce", "tiny", "--only", "r10", "--rows", "ce,etf-ce", "--seeds", "0", "--out", tmp_path / "o")
     code, shown, error = run(capsys, *command, "--budget", "0s")
     assert code == 0
     assert "the budget is spent; the same command continues" in error
     assert "nothing is finished" in shown
     assert not (tmp_path / "o").exists()
-    from equiframe import cli
+    begun = []
 
-    cell = cli._Reporter.cell
-
-    def interrupt_the_second(self, method, *rest):
-        cell(self, method, *rest)
-        self.method = method
-
-    def progress(self, state):
-        if self.method == "r10 etf-ce":
+    def interrupt_the_second(state):
+        if len(begun) == 2:
             signal.raise_signal(signal.SIGINT)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(cli._Reporter, "cell", interrupt_the_second)
-        patched.setattr(cli._Reporter, "progress", progress)
-        code, _, error = run(capsys, *command)
-    assert code == 130
-    assert error.splitlines()[-1] == f"stopped and saved in {tmp_path / 'o'}; the same command continues"
+    with pytest.raises(Interrupted):
+        reproduce(
+            TINY, TINY.columns[:1], TINY.rows[:2], (0,), tmp_path / "o",
+            on_cell=lambda *cell: begun.append(cell), progress=interrupt_the_second,
+        )  # fmt: skip
     content = json.loads((tmp_path / "o" / "reproduction.json").read_text())
     assert [row["n"] for row in content["columns"][0]["rows"].values()] == [1, 0, 0]
     plan = json.loads(run(capsys, *command, "--dry-run", "--json")[1])
     assert plan["columns"][0]["to_run"] == {"ce": [], "etf-ce": [0]}
     assert run(capsys, *command)[0] == 0
     assert json.loads(run(capsys, *command, "--dry-run", "--json")[1])["columns"][0]["image_passes"] == 0
+
+
+def test_an_interrupt_of_the_verb(tiny_table, tmp_path, capsys, monkeypatch):
+    def interrupted(*args, **kwargs):
+        raise Interrupted
+
+    monkeypatch.setattr("equiframe.papers.reproduce.reproduce", interrupted)
+    code, out, error = run(capsys, "reproduce", "tiny", "--out", tmp_path / "o")
+    assert (code, out, error) == (130, "", f"stopped and saved in {tmp_path / 'o'}; the same command continues\n")
 
 
 # --- the verb ---------------------------------------------------------------------------------------------------------

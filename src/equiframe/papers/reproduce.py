@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 from equiframe.compare import compare
@@ -42,14 +41,14 @@ def reproduce(
     budget: float | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[dict], None] = lambda state: None,
-    on_cell: Callable[[str, int, int, int], None] = lambda name, seed, number, total: None,
+    on_cell: Callable[..., None] = lambda *cell: None,
 ) -> dict[str, object]:
     """Train the missing cells of a part of a table, column by column; finished ones are kept.
 
     Args:
         changes: recipe fields that take the place of the table's, such as epochs, or a stand-in for the data.
         budget: seconds after which no further cell begins.
-        on_cell: told the column and row, the seed, and the how-manieth of how many cells of a comparison begins.
+        say, progress, on_cell: as `equiframe.compare.compare` calls them.
 
     Returns:
         the content of ``reproduction.json``: all finished cells of the folder, those of earlier calls too.
@@ -66,19 +65,19 @@ def reproduce(
             resolve_method(row.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
     deadline = None if budget is None else time.monotonic() + budget
 
-    def begin_cell(names: Mapping[str, str], method: str, *rest: int) -> None:
+    def begin_cell(*cell: object) -> None:
         if deadline is not None and time.monotonic() >= deadline:
             raise _BudgetSpent
-        on_cell(names[method], *rest)
+        on_cell(*cell)
 
     try:
         for column in columns:
             machine: dict[str, object] = {}  # the first cell's choice of numerics holds for the whole column
             for folder, group in _comparisons(out, column, rows):
                 recipe = plan(table, column, group[0], {**changes, **machine})
-                names = {row.method: f"{column.name} {row.name}" for row in group}
-                on_each = partial(begin_cell, names)
-                compare(recipe, list(names), seeds, folder, say=say, progress=progress, on_cell=on_each)
+                say(f"{column.name}: {', '.join(row.name for row in group)}")
+                methods = [row.method for row in group]
+                compare(recipe, methods, seeds, folder, say=say, progress=progress, on_cell=begin_cell)
                 settled = RunFolder(folder / group[0].method / f"seed-{seeds[0]}").recipe()
                 machine = {name: getattr(settled, name) for name in MACHINE_FIELDS}
     except _BudgetSpent:
