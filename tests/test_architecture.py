@@ -20,7 +20,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"grid"},
     {"tune"},
     {"compare"},
-    {"report"},
+    {"report", "papers"},
     {"cli"},
 ]
 DATA_FLOORS = [

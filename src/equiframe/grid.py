@@ -88,10 +88,15 @@ class Grid:
 
         Raises:
             Interrupted: after Ctrl-C or SIGTERM, with everything saved.
+            InputError: if the images cannot be had.
         """
         waiting = [(n, cell) for n, cell in enumerate(cells, 1) if not cell.finished]
         if self.jobs > 1 and len(waiting) > 1:
             return self._side_by_side(deque(waiting), len(cells), done)
+        if waiting and not self.over:
+            self.data(
+                waiting[0][1].recipe
+            )  # images that cannot be had are no cell's own trouble: said once, and the end
         for number, cell in waiting:
             if self.over:
                 return None

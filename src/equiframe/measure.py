@@ -101,14 +101,16 @@ def evaluate_run(
     Raises:
         InputError: if the folder is not a finished run, or its data has changed.
     """
-    model, card, images, numerics, recipe = open_run(run, device=device, data=data)
+    model, card, images, numerics, recipe = open_run(run, device=device, data=data, data_root=data_root)
     return measure(model, card, images, numerics, recipe, full=full).metrics
 
 
 def open_run(
-    run: str | Path, *, device: str = "auto", data: str | None = None
+    run: str | Path, *, device: str = "auto", data: str | None = None, data_root: str | None = None
 ) -> tuple[Classifier, ModelCard, PreparedData, Numerics, Recipe]:
     """A finished run's model on a device, its own images, and its recipe with ``split`` set to these images.
+
+    ``data`` and ``data_root`` say where these images lie now, if not where the run found them.
 
     Raises:
         InputError: if the folder is not a finished run, or its data has changed.

@@ -1,4 +1,4 @@
-"""The verb compare."""
+"""Verbs on grids of runs: compare, reproduce."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from equiframe.cli.flags import AddVerb, default_out, recipe_of, seconds, whole_numbers
 from equiframe.cli.terminal import Reporter, print_table, write_page
+from equiframe.papers import cli as papers
 from equiframe.recipe import Recipe
 
 
@@ -34,6 +35,8 @@ def add_verbs(verb: AddVerb) -> None:
         "--tune", metavar="N", type=int, default=0, help="tune each method by N trials on validation images [0: do not]"
     )
     sub.add_argument("--tune-epochs", metavar="N", type=int, help="epochs of a trial [--epochs]")
+    sub = verb("reproduce", _reproduce, "rerun a table of a paper beside its published numbers, or list the tables")
+    papers.add_arguments(sub, whole_numbers)
 
 
 def _compare(arguments: argparse.Namespace) -> int:
@@ -66,6 +69,10 @@ def _compare(arguments: argparse.Namespace) -> int:
     if not content["failed"]:
         return 0
     return 2 if all(failure["by_input"] for failure in content["failed"].values()) else 1
+
+
+def _reproduce(arguments: argparse.Namespace) -> int:
+    return papers.run(arguments, Reporter(arguments.quiet), print_table)
 
 
 def _print_comparison(content: dict, recipe: Recipe) -> None:
