@@ -9,7 +9,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "equiframe"
 FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"errors"},
     {"frames", "angular"},
-    {"heads", "imbalance", "collapse", "peeled", "recipe", "backbones", "summaries"},
+    {"heads", "imbalance", "samplers", "collapse", "peeled", "recipe", "backbones", "summaries"},
     {"losses"},
     {"method"},
     {"data", "model", "runs"},
@@ -21,7 +21,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"report"},
     {"cli"},
 ]
-DATA_FLOORS = [{"images"}, {"sources"}, {"batches"}, {"prepare"}]
+DATA_FLOORS = [{"images", "policies", "mixing"}, {"sources", "augment"}, {"batches"}, {"prepare"}]
 
 
 def imported(path: Path) -> set[str]:

@@ -176,6 +176,7 @@ def settle(recipe: Recipe, data: PreparedData) -> tuple[Recipe, ModelCard]:
     card = ModelCard(
         backbone=backbone, width=recipe.width, image_size=data.image_size, class_names=data.class_names,
         train_counts=data.train_counts, mean=data.mean, std=data.std, method=recipe.method, method_fields=fields,
+        centre_crop=recipe.centre_crop,
     )  # fmt: skip
     return recipe, card
 
@@ -235,8 +236,9 @@ def train(
         say(line)
 
     loader = make_loader(
-        data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, seed=recipe.seed
-    )
+        data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, cutmix=recipe.cutmix,
+        remix=recipe.remix, sampler=recipe.sampler, epochs=recipe.epochs, seed=recipe.seed, draft=recipe.draft,
+    )  # fmt: skip
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(
         parameters, lr=recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay, foreach=True
