@@ -9,7 +9,18 @@ SOURCE = Path(__file__).parents[1] / "src" / "equiframe"
 FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"errors"},
     {"frames", "angular", "transport"},
-    {"heads", "imbalance", "collapse", "peeled", "recipe", "backbones", "summaries", "optimise", "bootstrap"},
+    {
+        "heads",
+        "imbalance",
+        "samplers",
+        "collapse",
+        "peeled",
+        "recipe",
+        "backbones",
+        "summaries",
+        "optimise",
+        "bootstrap",
+    },
     {"losses", "verdicts"},
     {"method"},
     {"data", "model", "runs", "variants"},
@@ -24,12 +35,12 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"cli"},
 ]
 DATA_FLOORS = [
-    {"images"},
+    {"images", "policies", "mixing"},
     {"dataset"},
     {"folders", "lists", "parquet", "hub"},
     {"published"},
     {"builtin"},
-    {"sources"},
+    {"sources", "augment"},
     {"batches"},
     {"prepare"},
 ]

@@ -149,6 +149,23 @@ CASES = {
         "those of head 'frame' all have equal",
     ),
     "second stage": (digits("--second-stage", "crtt"), "unknown second stage 'crtt'; did you mean 'crt'?"),
+    "unknown augmentation": (
+        digits("--augmentation", "crop+cutot"),
+        "unknown augmentation 'cutot'; did you mean 'cutout'",
+    ),
+    "two crops": (
+        digits("--augmentation", "crop+crop-flip"),
+        "crop and crop-flip both say how images are cut; take one",
+    ),
+    "centre crop in memory": (digits("--centre-crop", "0.875"), "centre_crop belongs to streamed images"),
+    "centre crop beyond": (digits("--centre-crop", "1.5"), "centre_crop must be between 0.1 and 1, got 1.5"),
+    "draft in memory": (
+        digits("--draft"),
+        "draft decodes what random boxes need; it needs augmentation resized-crop-flip",
+    ),
+    "sampler": (digits("--sampler", "balanced"), "unknown sampler 'balanced'; did you mean 'class-balanced'?"),
+    "negative cutmix": (digits("--cutmix", "-1"), "cutmix must not be negative, got -1"),
+    "remix of nothing": (digits("--remix", "--mixup", "0"), "it needs mixup or cutmix above 0"),
     "field of another head": (digits("--e-w", "2"), "field 'e_w' does not belong to head 'linear'"),
     "frame of length 0": (digits("--method", "etf-ce", "--width", "9", "--e-w", "0"), "e_w must be a positive number"),
     "smoothing beyond 1": (digits("--label-smoothing", "1.5"), "smoothing"),

@@ -42,6 +42,7 @@ class ModelCard:
     std: list[float]
     method: str
     method_fields: dict[str, object]
+    centre_crop: float = 1.0
     temperature: float | None = None
     temperature_from: str | None = None
     format: int = FORMAT

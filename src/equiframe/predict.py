@@ -54,6 +54,7 @@ def predict(
     batches = Loader(
         ImageSet(np.zeros(len(images), dtype=np.int64), [str(p) for p in images], sources=list(images)),
         batch_size=batch_size, image_size=card.image_size, mean=card.mean, std=card.std, device=where,
+        centre_crop=card.centre_crop,
     ).ordered()  # fmt: skip
     for batch, _ in batches:
         probabilities = F.softmax(model(batch).logits.float() / (card.temperature or 1.0), dim=1)

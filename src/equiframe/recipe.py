@@ -35,9 +35,24 @@ class Recipe:
         "auto", "keep decoded pixels in memory, or decode on the fly", ("auto", "resident", "stream")
     )
     augmentation: str = _option(
-        "auto", "random changes to training images", ("auto", "none", "crop", "crop-flip", "resized-crop-flip")
+        "auto",
+        "random changes to training images: auto (a crop by the data), none, or some of crop, crop-flip, "
+        "resized-crop-flip, color-jitter, randaugment, autoaugment, cutout, joined by +",
     )
     mixup: float = _option(1.0, "mixup's alpha; 0: off")
+    cutmix: float = _option(0.0, "cutmix's alpha; 0: off. With mixup, each batch takes one of the two")
+    remix: bool = _option(False, "targets of mixed images favour the smaller class (Chou 2020)")
+    sampler: str = _option(
+        "instance",
+        "which images make an epoch",
+        ("instance", "class-balanced", "square-root", "effective-number", "progressive"),
+    )
+    centre_crop: float = _option(
+        1.0, "streamed images: share of the shorter side that is evaluated; 0.875: 256 to 224, usual for ImageNet"
+    )
+    draft: bool = _option(
+        False, "streamed training images: decode large JPEGs at 1/2, 1/4 or 1/8 where twice the side is left"
+    )
     workers: int = _option(2, "decoding threads")
     # method
     method: str = _option("etf-la", "named method (equiframe methods lists them)")
@@ -122,12 +137,16 @@ class Recipe:
             raise InputError(f"layer_decay must be above 0 and at most 1, got {self.layer_decay}")
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be at least 0 and below 1, got {self.ema}")
-        for name in ("lr", "weight_decay", "mixup", "sam", "seed", "subset_seed"):
+        for name in ("lr", "weight_decay", "mixup", "cutmix", "sam", "seed", "subset_seed"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
         for name, bits in (("seed", 63), ("subset_seed", 32)):  # what the generators of torch and NumPy take
             if getattr(self, name) >= 1 << bits:
                 raise InputError(f"{name} must be below 2^{bits}, got {getattr(self, name)}")
+        if self.remix and not self.mixup and not self.cutmix:
+            raise InputError("remix changes the targets of mixed images; it needs mixup or cutmix above 0")
+        if not 0.1 <= self.centre_crop <= 1:
+            raise InputError(f"centre_crop must be between 0.1 and 1, got {self.centre_crop}")
         if self.imbalance is not None and self.class_counts is not None:
             raise InputError("give imbalance or class_counts, not both")
 

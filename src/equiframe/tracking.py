@@ -30,7 +30,7 @@ def make_loader(images: ImageSet, card: ModelCard, numerics: Numerics, recipe: R
     return Loader(
         images, batch_size=recipe.batch_size, image_size=card.image_size, mean=card.mean, std=card.std,
         device=numerics.device, memory_format=numerics.torch_memory_format, workers=recipe.workers,
-        stream=recipe.data_mode == "stream", **training,
+        stream=recipe.data_mode == "stream", centre_crop=card.centre_crop, **training,
     )  # fmt: skip
 
 

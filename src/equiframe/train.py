@@ -198,6 +198,7 @@ def settle(recipe: Recipe, data: PreparedData) -> tuple[Recipe, ModelCard]:
         backbone=backbone, width=recipe.width, image_size=data.image_size, class_names=data.class_names,
         train_counts=data.train_counts, mean=data.mean, std=data.std, method=recipe.method,
         method_fields=fields | {"second_stage": "none"},
+        centre_crop=recipe.centre_crop,
     )  # fmt: skip
     return recipe, card
 
@@ -259,8 +260,9 @@ def train(
         say(line)
 
     loader = make_loader(
-        data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, seed=recipe.seed
-    )
+        data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, cutmix=recipe.cutmix,
+        remix=recipe.remix, sampler=recipe.sampler, epochs=recipe.epochs, seed=recipe.seed, draft=recipe.draft,
+    )  # fmt: skip
     optimizer = build_optimizer(
         model.backbone, model.head, kind=recipe.optimizer, lr=recipe.lr, momentum=recipe.momentum,
         weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay,

@@ -15,11 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equiframe.data.images import fit_square, to_tensor
+from equiframe.data.augment import augment, cut_out, parse_augmentation, random_box, random_resized_crop, resize_box
+from equiframe.data.images import decode_image, fit_square, to_tensor, upright_size
+from equiframe.data.mixing import mix
 from equiframe.data.sources import ImageSet
-from equiframe.losses import MixedTargets, Targets
+from equiframe.losses import Targets
+from equiframe.samplers import epoch_order
 
-AUGMENTATIONS = ("auto", "none", "crop", "crop-flip", "resized-crop-flip")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIDENT_LIMIT = 4 << 30  # bytes of uint8 pixels that still live in memory as one tensor
 
@@ -29,41 +31,6 @@ class Batch(NamedTuple):
 
     images: Tensor
     targets: Targets
-
-
-def crop_and_flip(pixels: Tensor, padding: int, flip: bool, random: np.random.Generator) -> Tensor:
-    """Shift each image by up to ``padding`` pixels (zeros come in) and mirror half of them; one gather for the batch.
-
-    ``(B, C, H, W)`` → the same shape and dtype.
-    """
-    b, _, h, w = pixels.shape
-    shifts = random.integers(0, 2 * padding + 1, size=(2, b, 1))
-    rows = shifts[0] + np.arange(h)
-    columns = shifts[1] + np.arange(w)
-    if flip:
-        mirrored = random.random(b) < 0.5
-        columns[mirrored] = columns[mirrored, ::-1]
-    if padding:
-        pixels = torch.nn.functional.pad(pixels, (padding,) * 4)
-    index = torch.arange(b, device=pixels.device)[:, None, None]
-    rows_, columns_ = (torch.from_numpy(np.ascontiguousarray(x)).to(pixels.device) for x in (rows, columns))
-    return pixels.permute(0, 2, 3, 1)[index, rows_[:, :, None], columns_[:, None, :]].permute(0, 3, 1, 2)
-
-
-def mix_up(images: Tensor, targets: Tensor, alpha: float, random: np.random.Generator) -> tuple[Tensor, MixedTargets]:
-    r"""Mixup (Zhang et al., ICLR 2018): :math:`\lambda x_i + (1-\lambda) x_{\pi(i)}`, one λ ~ Beta(α, α) a batch."""
-    share = float(random.beta(alpha, alpha))
-    order = torch.from_numpy(random.permutation(len(targets))).to(images.device)
-    return torch.lerp(images[order], images, share), MixedTargets(targets, targets[order], share)
-
-
-def augment(pixels: Tensor, kind: str, random: np.random.Generator) -> Tensor:
-    """Augment a uint8 batch on its device. The crop moves by up to an eighth of the side (4 pixels of 32)."""
-    if kind in ("crop", "crop-flip"):
-        return crop_and_flip(pixels, pixels.shape[-1] // 8, kind == "crop-flip", random)
-    if kind == "resized-crop-flip":  # the crop happened while decoding
-        return crop_and_flip(pixels, 0, True, random)
-    return pixels
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor, memory_format: torch.memory_format) -> Tensor:
@@ -93,6 +60,11 @@ class Loader:
         stream: resize pixels on the fly, too, instead of keeping them on the device.
         batch_size: training batches are all of this size (an incomplete last one is left out: its images come up in
             other epochs); smaller only if the whole set is.
+        augmentation: parts as in `equiframe.data.augment`; ``auto`` is settled before.
+        mixup, cutmix, remix: how training batches are mixed (`equiframe.data.mixing`).
+        sampler: which images make an epoch (`equiframe.samplers`); ``epochs`` of the run, for ``progressive``.
+        centre_crop: share of the shorter side that streamed images keep where no random box is drawn.
+        draft: decode JPEGs at 1/2, 1/4 or 1/8 where a random box keeps twice the side of the image that is made of it.
     """
 
     def __init__(
@@ -107,14 +79,25 @@ class Loader:
         memory_format: torch.memory_format = torch.contiguous_format,
         augmentation: str = "none",
         mixup: float = 0.0,
+        cutmix: float = 0.0,
+        remix: bool = False,
+        sampler: str = "instance",
+        epochs: int = 1,
         seed: int = 0,
         workers: int = 2,
         stream: bool = False,
+        centre_crop: float = 1.0,
+        draft: bool = False,
     ) -> None:
         self.images, self.image_size, self.device = images, image_size, device
         self.batch_size = min(batch_size, len(images))
-        self.memory_format, self.augmentation, self.mixup = memory_format, augmentation, mixup
+        self.memory_format, self.augmentation = memory_format, parse_augmentation(augmentation)
+        self.mixing = {"mixup": mixup, "cutmix": cutmix}
+        if remix:
+            self.mixing["remix_counts"] = torch.from_numpy(np.bincount(images.labels)).to(device)
+        self.sampler, self.epochs = sampler, epochs
         self.seed, self.workers = seed, workers
+        self.centre_crop, self.draft = centre_crop, draft
         self.mean = torch.tensor(mean, device=device)
         self.std = torch.tensor(std, device=device)
         self.labels = torch.from_numpy(images.labels).to(device)
@@ -131,14 +114,15 @@ class Loader:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Training batches ``start, start+1, …`` of an epoch."""
-        order = np.random.default_rng((self.seed, epoch)).permutation(len(self.images))
+        order = epoch_order(self.images.labels, self.sampler, seed=self.seed, epoch=epoch, epochs=self.epochs)
         chunks = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
         seeds = [(self.seed, epoch, step + 1) for step in range(start, self.steps)]  # 0 is the order's
         for (indices, pixels), seed in zip(self._pixels(chunks, seeds), seeds, strict=True):
             random = np.random.default_rng(seed)
             images = normalise(augment(pixels, self.augmentation, random), self.mean, self.std, self.memory_format)
-            targets = self.labels[indices]
-            yield Batch(*(mix_up(images, targets, self.mixup, random) if self.mixup else (images, targets)))
+            if "cutout" in self.augmentation:
+                images = cut_out(images, random)
+            yield Batch(*mix(images, self.labels[indices], random, **self.mixing))
 
     def ordered(self, batch_size: int = 0) -> Iterator[Batch]:
         """All images once, in order, not augmented."""
@@ -151,15 +135,14 @@ class Loader:
         if self.pixels is not None:
             for chunk in chunks:
                 indices = torch.from_numpy(chunk).to(self.device)
-                yield indices, self.pixels[indices]
+                yield indices, self.pixels.index_select(0, indices)
             return
-        crop = seeds is not None and self.augmentation == "resized-crop-flip"
+        crop = seeds is not None and "resized-crop-flip" in self.augmentation
 
         def decode(i: int, seed: tuple | None) -> Tensor:
-            image = self.images.image(i)
             if crop:
-                image = random_resized_crop(image, self.image_size, np.random.default_rng((*seed, i + 1)))
-            return to_tensor(fit_square(image, self.image_size))
+                return to_tensor(self._random_crop(i, np.random.default_rng((*seed, i + 1))))
+            return to_tensor(fit_square(self.images.image(i), self.image_size, self.centre_crop))
 
         with ThreadPoolExecutor(self.workers) as pool:
             waiting: deque[tuple[np.ndarray, list[Future]]] = deque()
@@ -171,21 +154,18 @@ class Loader:
             while waiting:
                 yield self._gathered(*waiting.popleft())
 
+    def _random_crop(self, i: int, random: np.random.Generator):
+        """Image i's part in a random box, as a square PIL image."""
+        if not self.draft or self.images.sources is None:
+            return random_resized_crop(self.images.image(i), self.image_size, random)
+        source, name = self.images.sources[i], self.images.names[i]
+        size = upright_size(source, name=name)
+        box = random_box(*size, random)
+        side = min(box[2] - box[0], box[3] - box[1]) if box else 0
+        reduce = next(n for n in (8, 4, 2, 1) if side >= 2 * n * self.image_size or n == 1)
+        return resize_box(decode_image(source, name=name, reduce=reduce), self.image_size, box, size)
+
     def _gathered(self, chunk: np.ndarray, decoded: list[Future]) -> tuple[Tensor, Tensor]:
-        pixels = torch.stack([future.result() for future in decoded])
-        return torch.from_numpy(chunk).to(self.device), pixels.to(self.device)
-
-
-def random_resized_crop(image, size: int, random: np.random.Generator):
-    """A random box of 8–100 % of the area and aspect 3/4–4/3, resized to a square (Inception's crop)."""
-    from PIL import Image
-
-    width, height = image.size
-    for _ in range(10):
-        area = width * height * random.uniform(0.08, 1.0)
-        aspect = np.exp(random.uniform(np.log(3 / 4), np.log(4 / 3)))
-        w, h = round((area * aspect) ** 0.5), round((area / aspect) ** 0.5)
-        if 0 < w <= width and 0 < h <= height:
-            left, top = int(random.integers(0, width - w + 1)), int(random.integers(0, height - h + 1))
-            return image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + w, top + h))
-    return fit_square(image, size)
+        rows = [future.result().permute(1, 2, 0) for future in decoded]  # as they lie in memory: a plain copy
+        pixels = torch.stack(rows).to(self.device).permute(0, 3, 1, 2)
+        return torch.from_numpy(chunk).to(self.device), pixels

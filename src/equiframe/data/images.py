@@ -16,7 +16,7 @@ from equiframe.errors import InputError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 
 
-def decode_image(source: str | Path | bytes, *, name: str | None = None):
+def decode_image(source: str | Path | bytes, *, name: str | None = None, reduce: int = 1):
     """Open an image as a PIL image in mode RGB.
 
     EXIF rotation is applied; transparent pixels show white; 16-bit gray is scaled to 8 bits; of an animation the
@@ -25,14 +25,17 @@ def decode_image(source: str | Path | bytes, *, name: str | None = None):
     Args:
         source: a path, or the encoded bytes.
         name: what to call the image in an error (default: the path).
+        reduce: 1, 2, 4 or 8: a JPEG is decoded at this part of its sides, which is faster; other kinds come whole.
 
     Raises:
         InputError: if the image cannot be read or is truncated; the message names it.
     """
     from PIL import Image, ImageOps
 
-    name = name or (f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source))
+    name = name or _name_of(source)
     with _opened(source, name) as image:
+        if reduce > 1:
+            image.draft(image.mode, (image.width // reduce, image.height // reduce))
         image.load()
         image = ImageOps.exif_transpose(image)
         if image.mode in ("I;16", "I;16B", "I;16L", "I"):
@@ -42,6 +45,17 @@ def decode_image(source: str | Path | bytes, *, name: str | None = None):
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
         return image.convert("RGB")
+
+
+def upright_size(source: str | Path | bytes, *, name: str | None = None) -> tuple[int, int]:
+    """(width, height) of an image as `decode_image` would give it; reads the header only."""
+    with _opened(source, name or _name_of(source)) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 swap the sides
+        return (image.height, image.width) if turned else image.size
+
+
+def _name_of(source: str | Path | bytes) -> str:
+    return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
 
 
 @contextmanager
@@ -64,14 +78,18 @@ def _opened(source: str | Path | bytes, name: str):
         raise InputError(f"image cannot be decoded (truncated or damaged): {name}: {error}") from error
 
 
-def fit_square(image, size: int):
-    """Resize the shorter side to ``size`` and cut the centre square. An image of that size is left as it is."""
+def fit_square(image, size: int, share: float = 1.0):
+    """Resize the shorter side to ``size / share`` and cut the centre square of side ``size``; an image of that size is
+    left as it is where all of it is wanted.
+
+    ``share`` 1 keeps as much as a square can; 0.875 is the usual view of ImageNet, 256 → 224.
+    """
     from PIL import Image
 
     width, height = image.size
-    if (width, height) == (size, size):
+    if (width, height) == (size, size) and share == 1:
         return image
-    scale = size / min(width, height)
+    scale = round(size / share) / min(width, height)
     resized = image.resize(
         (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from equiframe.data.augment import parse_augmentation
 from equiframe.data.batches import IMAGENET_MEAN, IMAGENET_STD, RESIDENT_LIMIT, channel_statistics
 from equiframe.data.sources import Dataset, ImageSet, load_dataset, with_pixels
 from equiframe.errors import InputError
@@ -28,6 +29,8 @@ DATA_FIELDS = [
     "image_size",
     "data_mode",
     "augmentation",
+    "centre_crop",
+    "draft",
 ]
 
 
@@ -81,6 +84,7 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
     Raises:
         InputError: whatever is wrong with the data or the fields.
     """
+    parse_augmentation(recipe.augmentation)  # what can be refused is refused before any work
     dataset = load_dataset(recipe.data, data_root=recipe.data_root, download=recipe.download)
     notes = list(dataset.notes)
     if recipe.split is not None:
@@ -122,9 +126,8 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
         augmentation = ("crop-flip" if dataset.flips else "crop") if resident else "resized-crop-flip"
         if dataset.name in ("svhn", "svhn-extra", "stl10"):
             augmentation = "none"  # as in the paper
+    _check_decoding(recipe, augmentation, resident)
     if resident:
-        if augmentation == "resized-crop-flip":
-            raise InputError("augmentation resized-crop-flip happens while decoding; it needs data_mode stream")
         decoded: dict[int, ImageSet] = {}
         for name, part in parts.items():
             if part is not None and id(part) not in decoded:
@@ -147,6 +150,19 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
     for line in (*notes, prepared.describe()):
         progress(line)
     return prepared
+
+
+def _check_decoding(recipe: Recipe, augmentation: str, resident: bool) -> None:
+    """Refuse what only happens while decoding where nothing is decoded while training."""
+    boxes = "resized-crop-flip" in augmentation
+    if resident and boxes:
+        raise InputError("augmentation resized-crop-flip happens while decoding; it needs data_mode stream")
+    if resident and recipe.centre_crop != 1:
+        raise InputError(
+            "centre_crop belongs to streamed images (resident ones are cut once); it needs data_mode stream"
+        )
+    if recipe.draft and not boxes:
+        raise InputError("draft decodes what random boxes need; it needs augmentation resized-crop-flip")
 
 
 def _choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
