@@ -12,7 +12,8 @@ from torch import nn
 
 from equiframe.backbones import MLP, make_backbone
 from equiframe.errors import InputError
-from equiframe.heads import CosineHead, LinearHead
+from equiframe.heads import CosineHead, LinearHead, NearestFrameHead
+from equiframe.losses import CrossEntropy
 from equiframe.model import Classifier
 from equiframe.optimise import (
     WeightAverage,
@@ -270,3 +271,21 @@ def test_the_average_is_what_is_tracked_and_saved(trained, tmp_path):
     assert history["ema"]["train_nc1"] != history["plain"]["train_nc1"]
     metrics = RunFolder(tmp_path / "ema").read_json("metrics.json")
     assert metrics["selected"] == "last epoch, average of weights"
+
+
+def test_a_frame_that_follows_its_means_is_copied_and_moves_once_a_step():
+    torch.manual_seed(0)
+    head = NearestFrameHead(6, 4, logit_scale=8.0, frame_rate=0.5).train()
+    average = WeightAverage(head, 0.9)
+    for _ in range(3):
+        shares = torch.nn.functional.one_hot(torch.arange(8) % 4, 4).float()
+        head.observe(head.normalise(torch.randn(8, 6)), shares)
+        average.update(head)
+    assert torch.equal(average.model.frame.dense(), head.frame.dense())  # a mean of frames would be none
+    features, targets = torch.randn(8, 6), torch.arange(8) % 4
+    before = head.class_means.clone()
+    with fixed_statistics(head):
+        CrossEntropy()(head(features), targets)
+    assert torch.equal(head.class_means, before)
+    CrossEntropy()(head(features), targets)
+    assert not torch.equal(head.class_means, before)

@@ -111,18 +111,28 @@ def at_sharpest_point(parameters: Iterable[Tensor], rho: float) -> Iterator[None
 
 @contextmanager
 def fixed_statistics(model: nn.Module) -> Iterator[None]:
-    """Inside, BatchNorm layers in training mode normalise by the batch as ever, but their running statistics stay."""
+    """Inside, running statistics stay: BatchNorm layers in training mode normalise by the batch as ever, and a head that
+    follows the class means does not move."""
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    followers = [m for m in model.modules() if getattr(m, "observes", False)]
     for norm in norms:
         norm.track_running_stats = False
+    for follower in followers:
+        follower.observes = False
     try:
         yield
     finally:
         for norm in norms:
             norm.track_running_stats = True
+        for follower in followers:
+            follower.observes = True
 
 
 # --- the average of weights -------------------------------------------------------------------------------------------
+
+
+def _batch_norms(model: nn.Module) -> list[str]:
+    return [name for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
 
 
 class WeightAverage:
@@ -131,7 +141,8 @@ class WeightAverage:
     .. math:: \bar\theta_t = \frac{1-d}{1-d^t} \sum_{i=1}^{t} d^{\,t-i}\, \theta_i
 
     with decay d in (0, 1) and θ_i the weights after step i. The factor makes the shares sum to 1 from the first step on
-    (as in Adam), so that the random start never counts. Whole-number buffers (BatchNorm's count of batches) are copied.
+    (as in Adam), so that the random start never counts. Parameters and BatchNorm's running statistics are averaged; every
+    other buffer is copied: the mean of two frames is no frame.
 
     Attributes:
         model: the averaged model.
@@ -149,12 +160,13 @@ class WeightAverage:
         """Take in the weights after a step."""
         self.num_steps += 1
         share = (1 - self.decay) / (1 - self.decay**self.num_steps)
-        pairs = list(zip(self.model.state_dict().values(), model.state_dict().values(), strict=True))
-        averaged = [pair for pair in pairs if pair[0].is_floating_point()]
-        get_ema_multi_avg_fn(1 - share)(*map(list, zip(*averaged, strict=True)), None)
-        for mine, new in pairs:
-            if not mine.is_floating_point():
-                mine.copy_(new)
+        averages = {name for name, _ in self.model.named_parameters()}
+        averages |= {f"{name}.{of}" for name in _batch_norms(self.model) for of in ("running_mean", "running_var")}
+        mine, new = self.model.state_dict(), model.state_dict()
+        averaged = [name for name in mine if name in averages]
+        get_ema_multi_avg_fn(1 - share)([mine[n] for n in averaged], [new[n] for n in averaged], None)
+        for name in mine.keys() - averages:
+            mine[name].copy_(new[name])
 
     def state(self) -> dict[str, object]:
         return {"num_steps": self.num_steps, "model": self.model.state_dict()}
