@@ -240,6 +240,25 @@ CASES = {
     "no methods": (["compare", *tiny_flags(), "--methods", ","], "compare needs at least one method and one seed"),
     "method in a list": (["compare", *tiny_flags(), "--methods", "ce,etf"], "unknown method 'etf'; did you mean 'etf-"),
     "seeds in words": (["compare", *tiny_flags(), "--seeds", "x"], "'x' is not a list of whole numbers"),
+    "variant of an unknown field": (
+        ["compare", *tiny_flags(), "--methods", "ce,etf-la:tua=1"],
+        "unknown field 'tua'; did you mean 'tau'",
+    ),
+    "setting of an unknown field": (digits("--set", "epcohs=3"), "unknown field 'epcohs'; did you mean 'epochs'?"),
+    "setting without a value": (digits("--set", "lr"), "a setting must be FIELD=VALUE, got 'lr'"),
+    "seed as a setting": (["compare", *tiny_flags(), "--set", "seed=1"], "--set seed: a comparison takes --seeds"),
+    "reference": (["compare", *tiny_flags(), "--methods", "ce", "--reference", "cosine"], "unknown reference 'cosine'"),
+    "budget in words": (
+        ["compare", *tiny_flags(), "--budget", "soon"],
+        "'soon' is not a time such as 90s, 30min or 2h",
+    ),
+    "no budget": (["compare", *tiny_flags(), "--budget", "0s"], "budget must be more than 0 seconds, got 0"),
+    "no jobs": (["compare", *tiny_flags(), "--jobs", "0"], "jobs must be at least 1, got 0"),
+    "tuning on test images": (
+        ["compare", *tiny_flags(), "--validation", "0", "--tune", "2"],
+        "validation 0 leaves none",
+    ),
+    "reference of a report": (["report", "run", "--reference", "etf", "--out", "r.html"], "unknown reference 'etf'"),
     "compare into a run": (["compare", *tiny_flags(), "--out", "run"], "output folder run holds other files"),
     "compare into a file": (["compare", *tiny_flags(), "--out", "file"], "file is a file"),
     # finished runs

@@ -1,5 +1,6 @@
 """The command line: what goes to stdout and to stderr, exit codes, and how little it loads."""
 
+import argparse
 import csv
 import io
 import json
@@ -130,6 +131,29 @@ def test_compare(tmp_path, capsys, flags):
     code, again, error = run(capsys, *command, "--json")
     assert json.loads(again) == json.loads((tmp_path / "g" / "comparison.json").read_text())
     assert error.splitlines() == [f"report: {tmp_path / 'g' / 'report.html'}", f"saved in {tmp_path / 'g'}"]
+
+
+def test_compare_tells_who_is_better_and_how_sure_that_is(tmp_path, capsys, flags):
+    command = ("compare", *flags(imbalance=10), "--methods", "ce,etf-la:tau=0.5", "--seeds", "0", "--set", "epochs=2")
+    code, out, _ = run(capsys, *command, "--set", "mixup=0", "--out", tmp_path / "g")
+    assert code == 0
+    assert "cannot be told yet (1 seed)" in out
+    assert "do not cover the variation between trainings" in " ".join(out.split())
+    content = json.loads((tmp_path / "g" / "comparison.json").read_text())
+    assert (content["recipe"]["epochs"], content["recipe"]["mixup"]) == (2, 0)
+    assert "etf-la:tau=0.5" in (tmp_path / "g" / "report.html").read_text()
+    code, out, _ = run(capsys, *command[:-2], "--budget", "0.001s", "--out", tmp_path / "none")
+    assert code == 0
+    assert "2 of 2 runs are missing" in " ".join(out.split())
+
+
+def test_times_with_units():
+    from equiframe.cli.flags import seconds
+
+    assert [seconds(text) for text in ("90s", "30min", "2h", "1.5 h")] == [90, 1800, 7200, 5400]
+    for text in ("", "30", "min", "1d", "1.2.3s"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a time such as"):
+            seconds(text)
 
 
 # --- evaluate and predict ---------------------------------------------------------------------------------------------

@@ -122,8 +122,9 @@ def test_verdict_needs_the_interval(comparison, tmp_path):
     html = write_report(find_runs([comparison]), tmp_path / "r.html").read_text()
     # differences 0.100, 0.099, 0.098: mean 9.9 points, t interval 9.9 ± 4.303·0.1/√3
     assert "etf-la has the highest macro accuracy" in html
-    assert re.search(r"\+9\.9 points over ce, 95\s%\sinterval \+9\.7 to \+10\.1 over 3 seeds", html)
-    assert "The interval lies above zero" in html
+    assert re.search(r"better than ce \(\+9\.9 points, 95\s%\sinterval \+9\.7 to \+10\.1 over seeds\)", html)
+    assert '<td class="left worse">worse</td>' in html
+    assert "have no interval over images" in html
 
 
 def test_no_win_is_called_when_seeds_disagree(tmp_path):
@@ -131,7 +132,8 @@ def test_no_win_is_called_when_seeds_disagree(tmp_path):
         write_run(tmp_path / f"x/a-{seed}", "etf-la", seed, accuracy=a)
         write_run(tmp_path / f"x/b-{seed}", "ce", seed, accuracy=b)
     html = write_report(find_runs([tmp_path / "x"]), tmp_path / "r.html").read_text()
-    assert "do not separate the two" in html
+    assert re.search(r"Whether it is better than ce .* cannot be told yet \(3 seeds\)\.", html)
+    assert "worse</td>" not in html
 
 
 def test_a_single_run_and_a_single_seed(tmp_path):
@@ -139,7 +141,32 @@ def test_a_single_run_and_a_single_seed(tmp_path):
     assert "ce reaches 70.0" in write_report(find_runs([tmp_path / "one"]), tmp_path / "r.html").read_text()
     write_run(tmp_path / "two", "etf-la", 0, accuracy=0.8)
     html = write_report(find_runs([tmp_path / "one", tmp_path / "two"]), tmp_path / "r.html").read_text()
-    assert "One shared seed does not tell" in html
+    assert "cannot be told yet (1 seed)" in html
+
+
+def keep_predictions(path: Path, accuracy: float) -> None:
+    labels = np.repeat(np.arange(6), 50)
+    right = np.random.default_rng(0).random(300) < accuracy
+    predicted = np.where(right, labels, (labels + 1) % 6)
+    np.savez_compressed(path / "predictions.npz", labels=labels, predicted=predicted)
+
+
+def test_intervals_over_images_and_a_reference(comparison, tmp_path):
+    for method, accuracy in (("etf-la", 0.71), ("ce", 0.61)):
+        for seed in range(3):
+            keep_predictions(comparison / method / f"seed-{seed}", accuracy)
+    html = write_report(find_runs([comparison]), tmp_path / "r.html", reference="ce").read_text()
+    assert "<h3>Held against etf-la</h3>" in html
+    assert "<h3>Held against ce</h3>" in html
+    assert "over seeds and images)" in html
+    assert '<td class="left better">better</td>' in html
+    with pytest.raises(InputError, match="unknown reference 'c'"):
+        write_report(find_runs([comparison]), tmp_path / "r.html", reference="c")
+    single = write_report(find_runs([comparison / "ce" / "seed-0"]), tmp_path / "r.html").read_text()
+    assert re.search(r"Other test images would give \d\d\.\d to \d\d\.\d.*does not cover the variation", single)
+    (comparison / "ce/seed-0/predictions.npz").write_bytes(b"junk")
+    with pytest.raises(InputError, match=r"predictions\.npz is damaged"):
+        find_runs([comparison])
 
 
 @pytest.mark.parametrize("num_classes", [2, 40, 1000])
@@ -207,3 +234,32 @@ def test_in_a_browser(comparison, tmp_path):
         assert f'<section id="{section}">' in done.stdout
     assert "<title>photos, imbalance ratio 50" in done.stdout
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
+def test_tables_do_not_scroll_sideways(tmp_path):
+    """Twelve methods with long names, all measures there, at 1000 pixels."""
+    names = ["ce", "etf-la", "cosine", "etf-angular-balanced", "etf-dr-released", "balanced-softmax"]
+    for method in (*names, *(f"{name}+tau=0.55+lr=0.025" for name in names)):
+        for seed in (0, 1):
+            path = tmp_path / "g" / method / f"seed-{seed}"
+            write_run(path, method.split("+")[0], seed, accuracy=0.7 + 0.01 * len(method) + 0.02 * seed)
+            metrics = json.loads((path / "metrics.json").read_text()) | {
+                "few": 0.3 + 0.1 * seed,
+                "ece": 0.1 + 0.1 * seed,
+            }
+            (path / "metrics.json").write_text(json.dumps(metrics))
+    page = write_report(find_runs([tmp_path / "g"]), tmp_path / "report.html", reference="ce")
+    look = (
+        "<script>document.title = [...document.querySelectorAll('#best .wide, #collapse .wide')]"
+        ".map(e => e.scrollWidth - e.clientWidth).join(' ')</script></body>"
+    )
+    page.write_text(page.read_text().replace("</body>", look))
+    done = subprocess.run(
+        ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", "--disable-quic", f"--user-data-dir={tmp_path / 'profile'}",
+         "--window-size=1000,900", "--dump-dom", page.as_uri()],
+        capture_output=True, text=True, timeout=90, check=True,
+    )  # fmt: skip
+    overflow = re.search(r"<title>([\d ]+)</title>", done.stdout)[1].split()
+    assert overflow == ["0"] * 4

@@ -32,7 +32,7 @@ STYLE = {
     "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 5, "font.family": "sans-serif",
     "svg.fonttype": "none", "svg.hashsalt": "equiframe",
 }  # fmt: skip
-PERCENT = FuncFormatter(lambda v, _: f"{100 * v:.0f}")
+PERCENT = FuncFormatter(lambda v, _: f"{100 * v:.3g}")
 
 
 def _look(i: int) -> dict:
@@ -58,13 +58,13 @@ def groups_figure(groups: Sequence[Group]) -> Figure | None:
         for k in ("top1", "macro", "many", "medium", "few", "head", "middle", "tail", "worst")
         if groups[0].mean(k) is not None
     ]
-    figure, axes = plt.subplots(figsize=(8, 0.9 + 0.26 * len(keys) * max(1, len(groups) ** 0.7)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 0.9 + len(keys) * (0.2 + 0.065 * len(groups))), layout="constrained")
     step = 0.72 / max(len(groups), 1)
     for i, group in enumerate(groups):
         at = np.arange(len(keys)) + (i - (len(groups) - 1) / 2) * step
         means = [group.mean(k) if group.mean(k) is not None else np.nan for k in keys]
         errors = [group.sd(k) or 0 for k in keys]
-        look = _look(i) | {"linestyle": "none"}
+        look = _look(i) | {"linestyle": "none", "markersize": 5 if len(groups) <= 6 else 4}
         axes.errorbar(means, at, xerr=errors, label=group.name, elinewidth=1.4, capsize=2, **look)
     axes.set(yticks=range(len(keys)), yticklabels=keys, xlabel="accuracy, %", ylim=(len(keys) - 0.4, -0.6))
     axes.set_xlim(left=max(0, axes.get_xlim()[0]), right=min(1.02, max(axes.get_xlim()[1], 0.1)))
@@ -175,15 +175,21 @@ def cosines_figure(groups: Sequence[Group]) -> Figure | None:
     drawn = [g for g in groups if g.runs[0].details.get("cosines")][:12]
     if not drawn:
         return None
+    columns = min(len(drawn), 6)
+    bands = -(-len(drawn) // columns)  # each of two rows: means, vectors
     figure, axes = plt.subplots(
-        2, len(drawn), figsize=(max(4.2, 1.9 * len(drawn) + 0.9), 4.3), layout="constrained", squeeze=False
+        2 * bands, columns, figsize=(max(4.2, 1.9 * columns + 0.9), 4.3 * bands), layout="constrained", squeeze=False
     )
+    for ax in axes.flat:
+        ax.set_axis_off()
     image = None
-    for column, group in enumerate(drawn):
+    for i, group in enumerate(drawn):
+        band, column = divmod(i, columns)
         for row, (key, label) in enumerate((("means", "class means"), ("vectors", "class vectors"))):
-            ax = axes[row, column]
+            ax = axes[2 * band + row, column]
             matrix = np.array(group.runs[0].details["cosines"][key])
             image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+            ax.set_axis_on()
             ax.set(xticks=[], yticks=[])
             ax.grid(visible=False)
             if row == 0:

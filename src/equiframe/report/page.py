@@ -86,31 +86,29 @@ def _differences(verdicts: Verdicts) -> list[dict]:
     ]
 
 
-def _collapse_rows(groups: Sequence[Group]) -> list[tuple[str, str, list[str]]]:
+def _collapse_columns(groups: Sequence[Group]) -> list[tuple[str, str, list[str]]]:
+    """Name, meaning and the methods' values of each measure that any of them has."""
     names = {
         "nc1": ("NC1", "scatter within classes against between them"),
         "nc2_angle": ("NC2 angle", "mean distance of cosines from −1/(K−1)"),
         "nc2_norm": ("NC2 length", "relative spread of class-mean lengths"),
         "nc3": ("NC3", "class means against class vectors"),
         "nc4": ("NC4", "share decided like the nearest class mean"),
-        "few_angle_means": ("tail angle, means", "degrees between class means of the third with fewest images"),
-        "few_angle_vectors": ("tail angle, vectors", "the same between class vectors"),
+        "few_angle_means": ("tail means", "degrees between class means of the third with fewest images"),
+        "few_angle_vectors": ("tail vectors", "the same between class vectors"),
     }
-    rows = []
+
+    def text(key: str, value: float | None) -> str:
+        if value is None:
+            return "–"
+        return f"{value:.1f}°" if key.startswith("few_angle") else f"{value:.3g}"
+
+    columns = []
     for key, (label, meaning) in names.items():
         values = [g.mean(key) for g in groups]
         if any(v is not None for v in values):
-            rows.append(
-                (
-                    label,
-                    meaning,
-                    [
-                        "–" if v is None else f"{v:.1f}°" if "angle_" in key and key.startswith("few") else f"{v:.3g}"
-                        for v in values
-                    ],
-                )
-            )
-    return rows
+            columns.append((label, meaning, [text(key, v) for v in values]))
+    return columns
 
 
 def _settings(run: RunData) -> list[tuple[str, str]]:
@@ -152,7 +150,7 @@ def write_report(runs: Sequence[RunData], path: str | Path, *, reference: str | 
         figures=figures,
         classes=groups[0].runs[0].classes,
         class_accuracy=[[("–" if a is None else f"{100 * a:.1f}") for a in g.class_accuracy()] for g in groups],
-        collapse=_collapse_rows(groups),
+        collapse=_collapse_columns(groups),
         untested=sum(not c["num_test"] for c in groups[0].runs[0].classes),
         runs=runs,
         settings=_settings,
