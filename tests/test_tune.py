@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from equiframe import InputError, tune
+from equiframe.cli import main
 from equiframe.compare import compare
+from equiframe.recipe import FIELD_NAMES
 from equiframe.runs import RunFolder
 from equiframe.variants import Variant
 
@@ -61,8 +63,7 @@ def test_the_best_on_validation_images_trains_the_cells(tuned):
     _, out, content, said = tuned
     for method in ("ce", "etf-la"):
         scores = [
-            json.loads((out / f"tuning/{method}/trial-{i}/history.jsonl").read_text().splitlines()[-1])["val_macro"]
-            for i in range(3)
+            json.loads((out / f"tuning/{method}/trial-{i}/metrics.json").read_text())["val_macro"] for i in range(3)
         ]
         record = content["tuning"][method]
         assert record == RunFolder(out / "tuning" / method).read_json("tuning.json")
@@ -129,3 +130,19 @@ def test_tuning_that_would_not_be_fair_is_refused(tiny, tmp_path, class_folder):
         with pytest.raises(InputError, match=message):
             compare(recipe, ("ce",), (0,), tmp_path / "g", **options)
     assert not (tmp_path / "g").exists()
+
+
+def test_the_space_names_fields_of_the_recipe():
+    assert set(tune.SPACE) <= set(FIELD_NAMES)
+
+
+def test_a_second_stage_is_judged_after_it(tmp_path):
+    """What is saved is what is judged: the validation accuracy of the final model, not that of the last epoch."""
+    words = "compare digits --imbalance 20 --methods crt --seeds 0 --tune 1 --backbone mlp --epochs 1 --batch-size 64 --quiet"
+    assert main([*words.split(), "--out", str(tmp_path / "out")]) == 0
+    trial = tmp_path / "out/tuning/crt/trial-0"
+    metrics = json.loads((trial / "metrics.json").read_text())
+    assert metrics["val_macro"] == pytest.approx(metrics["second_stage_val_macro"], abs=1e-6)
+    last = json.loads((trial / "history.jsonl").read_text().splitlines()[-1])["val_macro"]
+    content = json.loads((tmp_path / "out/comparison.json").read_text())
+    assert content["tuning"]["crt"]["trials"][0]["val_macro"] == metrics["val_macro"] != last

@@ -36,7 +36,7 @@ def measure(
     """Accuracy, calibration and collapse of a trained model.
 
     NC1–NC4 are those of the training images (NC4: agreement with the nearest of their class means), ``full`` adds all
-    other measures of collapse. The temperature comes from validation images; where there are none, from the training images (then it is too
+    other measures of collapse. ``val_top1`` and ``val_macro`` are for choices. The temperature comes from validation images; where there are none, from the training images (then it is too
     confident, and ``temperature_from`` says so). Raw cosines are never called probabilities.
     """
 
@@ -54,8 +54,12 @@ def measure(
     fitted_on = outputs_on("training", data.train, statistics=statistics)
     decided = ClassStatistics(*size, within="none", class_means=statistics.class_means, device=numerics.device)
     outputs_on("training", data.train, statistics=decided, decisions=True)  # NC4 needs the means of the first pass
+    chosen_by: dict[str, object] = {}
     if data.val is not None:
         fitted_on = outputs_on("validation", data.val)
+        decided_there = fitted_on.logits.argmax(1)
+        measures = evaluate.accuracy_measures(decided_there, fitted_on.labels, card.train_counts)
+        chosen_by = {"val_top1": measures["top1"], "val_macro": measures["macro"]}
     temperature = evaluate.fit_temperature(fitted_on.logits, fitted_on.labels)
     card = replace(card, temperature=temperature, temperature_from="train" if data.val is None else "validation")
     outputs = outputs_on("test", data.test)
@@ -73,6 +77,7 @@ def measure(
         **evaluate.accuracy_measures(predictions, outputs.labels, card.train_counts),
         **evaluate.calibration_measures(outputs.logits, outputs.labels, temperature),
         **finite(collapse),
+        **chosen_by,
         "num_train": len(data.train),
         "num_test": len(data.test),
         "evaluated_on": data.test_is,

@@ -121,7 +121,7 @@ def choose(
         failed = f"tuning {variant.name}, trial {trial}" in failures
         if not folder.finished and not failed:
             return None
-        score = folder.history()[-1].get("val_macro") if folder.finished else None
+        score = folder.read_json("metrics.json").get("val_macro") if folder.finished else None
         trials.append({"fields": trial_fields(variant, recipe, trial), "val_macro": score})
     known = [i for i, trial in enumerate(trials) if trial["val_macro"] is not None]
     if not known:

@@ -53,7 +53,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         return 0
     print_metrics(metrics, arguments.run)
     if arguments.collapse:
-        known = {
+        known = [
             "top1",
             "macro",
             "many",
@@ -66,7 +66,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             "ece",
             "nll",
             "temperature",
-        }
+            "val_top1",
+            "val_macro",
+        ]
         print_values({k: v for k, v in metrics.items() if isinstance(v, float) and k not in known}, "neural collapse")
     return 0
 
