@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-ARGUMENTS = {"million_classes": "--classes 2000 --dim 64 --linear 2000 --steps 60 --tests 200".split()}
+ARGUMENTS = {"million_classes": ["--classes=2000", "--dim=64", "--linear=2000", "--steps=60", "--tests=200"]}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)

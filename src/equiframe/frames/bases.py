@@ -198,10 +198,11 @@ class BasesFrame(Frame):
         """The largest inner product with the classes of each basis, ``(B, bases)``."""
         everything = torch.arange(self.num_bases, device=features.device)
         peaks = features.new_empty(len(features), self.num_bases)
-        for row in self._chunks(len(features), self.dim, features.device):
-            block = features[row]
-            for part in self._chunks(self.num_bases, block.numel(), features.device):
-                products = self._products(block, everything[part], self._diagonals(everything[part]))
+        rows = list(self._chunks(len(features), self.dim, features.device))
+        for part in self._chunks(self.num_bases, features[rows[0]].numel() if rows else 1, features.device):
+            diagonals = self._diagonals(everything[part])
+            for row in rows:
+                products = self._products(features[row], everything[part], diagonals)
                 peaks[row, part] = products.abs().amax(-1)
                 if part.stop == self.num_bases:  # the last basis may lack classes
                     rest = self.num_classes - (self.num_bases - 1) * 2 * self.dim
@@ -215,8 +216,9 @@ class BasesFrame(Frame):
         products = self._products(features, bases, diagonals)
         width = 2 * self.dim
         both = torch.cat([products, -products], -1)
-        absent = torch.arange(width, device=bases.device) >= (self.num_classes - bases * width)[..., None]
-        values, places = both.masked_fill(absent, -math.inf).flatten(1).topk(k, dim=1)
+        absent = torch.arange(width, device=bases.device) >= self.num_classes - bases[:, -1:] * width
+        both[:, -1].masked_fill_(absent, -math.inf)  # only the last of all bases lacks classes, and it comes last
+        values, places = both.flatten(1).topk(k, dim=1)
         return values, bases.gather(1, places // width) * width + places % width
 
     def dense(self) -> Tensor:
