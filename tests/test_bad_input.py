@@ -120,7 +120,9 @@ CASES = {
     "no built-in data": (train_on("svhn", "--data-root", "empty"), "svhn is not under --data-root empty"),
     # what does not fit
     "K and D": (
-        train_on("hundred", "--method", "etf-ce", "--backbone", "resnet20", "--validation", "0.5"),
+        train_on(
+            "hundred", "--method", "etf-ce", "--geometry", "orthoplex", "--backbone", "resnet20", "--validation", "0.5"
+        ),
         "K=100.*D=16",
     ),
     "simplex in too few dimensions": (
@@ -278,7 +280,8 @@ CASES = {
     "predict on no device": (["predict", "run", "good.png", "--device", "tpu"], "device 'tpu' cannot be used here"),
     # frames
     "frame of one class": (["frame", "1", "5"], "at least 2 classes, got num_classes=1"),
-    "frame that does not fit": (["frame", "100", "16"], "K=100"),
+    "frame that does not fit": (["frame", "1000", "3", "--geometry", "orthoplex"], "K=1000 needs D >= 500"),
+    "frame without room": (["frame", "1025", "3"], "K=1025 classes in D=3 dimensions: widen to D >= 32 (gold)"),
     "frame of words": (["frame", "ten", "5"], "argument K: invalid int value: 'ten'"),
     "frame of no dimensions": (["frame", "3", "0"], "dim >= 1"),
     "frame geometry": (

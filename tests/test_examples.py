@@ -9,15 +9,24 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+ARGUMENTS = {"million_classes": ["--classes=2000", "--dim=64", "--linear=2000", "--steps=60", "--tests=200"]}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
 def test_example(path, tmp_path):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, str(path)], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+        [sys.executable, str(path), *ARGUMENTS.get(path.stem, ())],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     if path.stem == "own_loop":
         macro = float(re.search(r"macro accuracy ([\d.]+)", done.stdout).group(1))
         assert macro > 65
+    if path.stem == "million_classes":
+        accuracy = float(re.search(r"2,000 classes: accuracy ([\d.]+)", done.stdout).group(1))
+        assert accuracy > 90

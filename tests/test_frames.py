@@ -108,8 +108,20 @@ def test_choice_of_geometry():
     assert choose_geometry(65, 64) == "simplex"
     assert choose_geometry(66, 64) == "orthoplex"
     assert choose_geometry(128, 64) == "orthoplex"
-    with pytest.raises(InputError, match=r"widen to D >= 65 \(orthoplex\) or D >= 128 \(simplex\)"):
-        choose_geometry(129, 64)
+    assert choose_geometry(129, 64) == "code"
+    assert choose_geometry(513, 64) == "kerdock"
+    assert choose_geometry(513, 128) == "gold"
+    assert choose_geometry(513, 100) == "embedded"
+    assert choose_geometry(1024, 5) == "code"
+    assert choose_geometry(1_000_000, 1024) == "kerdock"
+    for k, d, message in [
+        (4225, 64, r"widen to D >= 128 \(gold\) or D >= 2113 \(orthoplex\)"),
+        (1025, 3, r"widen to D >= 32 \(gold\)"),
+        (3, 1, r"widen to D >= 2"),
+        (10**12, 64, r"widen to D >= 500000000000 \(orthoplex\)"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            choose_geometry(k, d)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,19 @@ __version__ = "0.1.0"
 
 _WHERE = {
     "errors": ("InputError",),
-    "frames": ("Frame", "OrthoplexFrame", "SimplexFrame", "make_frame", "nearest_simplex", "simplex_vectors"),
+    "frames": (
+        "CodeFrame",
+        "EmbeddedFrame",
+        "Frame",
+        "GoldFrame",
+        "KerdockFrame",
+        "OrthoplexFrame",
+        "SimplexFrame",
+        "make_frame",
+        "nearest_simplex",
+        "simplex_vectors",
+        "walsh_hadamard",
+    ),
     "heads": ("CosineHead", "FrameHead", "HeadOutput", "LinearHead", "NearestFrameHead", "training_parameters"),
     "angular": ("angular_regression",),
     "losses": (
@@ -48,12 +60,17 @@ __all__ = [*sorted(_MODULE_OF), "__version__"]
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from equiframe.angular import angular_regression as angular_regression
     from equiframe.errors import InputError as InputError
+    from equiframe.frames import CodeFrame as CodeFrame
+    from equiframe.frames import EmbeddedFrame as EmbeddedFrame
     from equiframe.frames import Frame as Frame
+    from equiframe.frames import GoldFrame as GoldFrame
+    from equiframe.frames import KerdockFrame as KerdockFrame
     from equiframe.frames import OrthoplexFrame as OrthoplexFrame
     from equiframe.frames import SimplexFrame as SimplexFrame
     from equiframe.frames import make_frame as make_frame
     from equiframe.frames import nearest_simplex as nearest_simplex
     from equiframe.frames import simplex_vectors as simplex_vectors
+    from equiframe.frames import walsh_hadamard as walsh_hadamard
     from equiframe.heads import CosineHead as CosineHead
     from equiframe.heads import FrameHead as FrameHead
     from equiframe.heads import HeadOutput as HeadOutput

@@ -169,7 +169,7 @@ class FrameHead(_NormalisedHead):
         num_classes: K.
         logit_scale: factor from inner products to logits. It has no default on purpose: with E_W = E_H = 1 inner
             products are cosines, and for K = 100 the softmax of raw cosines cannot exceed 0.027.
-        geometry: ``auto`` (simplex if K ≤ D+1, else orthoplex if K ≤ 2D), or a name.
+        geometry: ``auto`` (simplex if K ≤ D+1, orthoplex if K ≤ 2D, else as `choose_geometry` says), or a name.
         norm: ``batch`` (the authors' BatchNorm before normalisation) or ``none``.
         length: ``unit`` (features of length √E_H) or ``free``.
         e_w, e_h: squared lengths E_W of class vectors and E_H of features.

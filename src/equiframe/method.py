@@ -245,7 +245,7 @@ def _check_second_stage(stage: str, head: str, loss: str) -> None:
             f"second stage {stage!r} mends the lengths of class vectors, and those of head {head!r} {why}; "
             "crt, ncm and post-hoc take any head"
         )
-    if stage == "post-hoc" and issubclass(LOSSES[loss][0], LogitAdjustedCrossEntropy):
+    if stage == "post-hoc" and issubclass(LOSSES[loss][0], LogitAdjustedCrossEntropy | VectorScaling):
         raise InputError(f"second stage 'post-hoc' adjusts logits by class counts, which loss {loss!r} does already")
 
 

@@ -58,7 +58,7 @@ class Recipe:
     method: str = _option("etf-la", "named method (equiframe methods lists them)")
     head: str | None = _option(None, "override the method's head")
     loss: str | None = _option(None, "override the method's loss")
-    geometry: str | None = _option(None, "frame: auto, simplex, orthoplex")
+    geometry: str | None = _option(None, "frame: auto, simplex, orthoplex, kerdock, gold, embedded, code")
     e_w: float | None = _option(None, "frame: squared length of class vectors, E_W")
     norm: str | None = _option(None, "head: batch or none, before the length is set")
     length: str | None = _option(None, "head: unit or free feature length")

@@ -8,7 +8,7 @@ import math
 
 from equiframe.cli.flags import AddVerb
 from equiframe.cli.terminal import print_table, print_values
-from equiframe.errors import InputError, unknown
+from equiframe.errors import InputError
 from equiframe.recipe import load_recipe, packaged_recipes
 
 
@@ -27,7 +27,9 @@ def add_verbs(verb: AddVerb) -> None:
     sub = verb("frame", _frame, "describe the fixed frame for K classes in D dimensions")
     sub.add_argument("num_classes", metavar="K", type=int)
     sub.add_argument("dim", metavar="D", type=int)
-    sub.add_argument("--geometry", default="auto", help="auto, simplex, orthoplex [auto]")
+    sub.add_argument(
+        "--geometry", default="auto", help="auto, simplex, orthoplex, kerdock, gold, embedded, code [auto]"
+    )
     sub.add_argument("--plot", metavar="FILE", help="draw it (png, svg, pdf): arrows for D = 3, else the cosines")
 
 
@@ -66,31 +68,13 @@ def _recipes(arguments: argparse.Namespace) -> int:
 
 
 def _frame(arguments: argparse.Namespace) -> int:
-    from equiframe.frames import GEOMETRIES, choose_geometry
+    from equiframe.frames import describe_frame, frame_text, make_frame
 
-    geometry = (
-        choose_geometry(arguments.num_classes, arguments.dim) if arguments.geometry == "auto" else arguments.geometry
-    )
-    if geometry not in GEOMETRIES:
-        raise unknown("geometry", geometry, ["auto", *GEOMETRIES])
-    frame = GEOMETRIES[geometry](arguments.num_classes, arguments.dim)
-    best = geometry == choose_geometry(arguments.num_classes, arguments.dim)
-    described = {
-        "geometry": geometry,
-        "num_classes": frame.num_classes,
-        "dim": frame.dim,
-        "coherence": frame.coherence,
-        "optimal": best,
-    }
+    frame = make_frame(arguments.num_classes, arguments.dim, geometry=arguments.geometry)
+    described = describe_frame(frame)
     if arguments.plot:
         from equiframe.report.figures import save_frame_figure
 
         save_frame_figure(frame, arguments.plot)
-    if arguments.json:
-        print(json.dumps(described))
-    else:
-        print(
-            f"{geometry} frame: {frame.num_classes} unit vectors in R^{frame.dim}, "
-            f"largest cosine {frame.coherence:.6g}" + (" (no smaller one is possible)" if best else "")
-        )
+    print(json.dumps(described) if arguments.json else frame_text(described))
     return 0

@@ -13,6 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -266,7 +267,7 @@ def draw(name: str, groups: Sequence[Group]) -> Figure | None:
 
 def frame_figure(frame: Frame, *, at_most: int = 400) -> Figure:
     """A frame: its vectors as arrows in the ball for D = 3, else the matrix of their cosines."""
-    vectors = frame.dense().double().numpy()
+    shown = frame.vectors(torch.arange(min(at_most, frame.num_classes))).double().numpy()
     title = f"{frame.geometry}: {frame.num_classes} vectors in R^{frame.dim}, largest cosine {frame.coherence:.4g}"
     with plt.rc_context(STYLE):
         if frame.dim == 3:
@@ -275,17 +276,16 @@ def frame_figure(frame: Frame, *, at_most: int = 400) -> Figure:
             theta, phi = np.meshgrid(np.linspace(0, np.pi, 13), np.linspace(0, 2 * np.pi, 25))
             ball = np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)
             axes.plot_wireframe(*ball, color=FAINT, linewidth=0.4, alpha=0.5)
-            for k, v in enumerate(vectors):
+            for k, v in enumerate(shown):
                 axes.quiver(0, 0, 0, *v, color=COLOURS[k % 8], linewidth=2, arrow_length_ratio=0.12)
                 axes.text(*(1.12 * v), str(k), ha="center", va="center")
             axes.set_box_aspect((1, 1, 1))
             axes.set_axis_off()
         else:
             figure, axes = plt.subplots(figsize=(5.4, 4.8), layout="constrained")
-            shown = vectors[:at_most]
             image = axes.imshow(shown @ shown.T, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
             axes.grid(visible=False)
-            axes.set(xlabel="class" + (f" (first {at_most})" if len(vectors) > at_most else ""), ylabel="class")
+            axes.set(xlabel="class" + (f" (first {at_most})" if frame.num_classes > at_most else ""), ylabel="class")
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
             axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
             figure.colorbar(image, ax=axes, shrink=0.8, label="cosine", ticks=[-1, -0.5, 0, 0.5, 1])
