@@ -174,8 +174,8 @@ class FrameHead(_NormalisedHead):
         norm: ``batch`` (the authors' BatchNorm before normalisation) or ``none``.
         length: ``unit`` (features of length √E_H) or ``free``.
         e_w, e_h: squared lengths E_W of class vectors and E_H of features.
-        seed: of the frame's rotation. The drawn frame is a buffer in the state dict, so a reloaded head is the
-            saved one whatever seed the new object had.
+        seed: of the frame's rotation (a given `Frame` has its own). The drawn frame is a buffer in the state dict, so a
+            reloaded head is the saved one whatever seed the new object had.
         capacity: classes for which the frame is drawn, K or more; the vectors beyond K are reserved for `add_classes`.
         order: a permutation of the frame's vectors, such as `assign` finds: class k gets vector ``order[k]``. It is a
             buffer in the state dict too.
