@@ -106,4 +106,5 @@ for name, values in results.items():
     print(f"{name:56}" + "".join(f"{f'{v.mean():.2f} ± {v.std(ddof=1):.2f}':>{width}}" for v, width in shown))
 if args.out:
     with open(args.out, "w") as file:
-        json.dump({"arguments": vars(args), "accuracy and severity by seed": results}, file, indent=1)
+        settings = {name: value for name, value in vars(args).items() if name != "out"}
+        json.dump({"arguments": settings, "accuracy and severity by seed": results}, file, indent=1)
