@@ -127,5 +127,5 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
 
 def _settings(run: RunData) -> dict[str, object]:
     """What makes a run another method: not its name, its seed, nor the machine's choices."""
-    kept = {k: v for k, v in run.recipe.to_dict().items() if k not in ("method", "seed", "compile")}
+    kept = {k: v for k, v in run.recipe.to_dict().items() if k not in ("method", "seed")}
     return {k: v for k, v in kept.items() if k not in (*WITHOUT_EFFECT, *MACHINE_FIELDS)}
