@@ -27,9 +27,8 @@ from equiframe.losses import cross_entropy
 from equiframe.model import Classifier
 from equiframe.runs import atomic_write, environment
 
-COMPILING_PAYS_AFTER = (
-    600.0  # seconds of eager training: compiling saves about a sixth of them and takes up to a minute
-)
+# seconds of eager training: compiling saves about a sixth of them and takes minutes on a small CPU (docs/performance.md)
+COMPILING_PAYS_AFTER = 1800.0
 _FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
