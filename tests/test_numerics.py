@@ -215,7 +215,8 @@ def test_kept_memory_is_not_faulted_in_again():
         "def faults():\n before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         " for _ in range(5): torch.ones(1 << 23)\n"
         " return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "torch.ones(1 << 23); first = faults(); kept = keep_memory(); torch.ones(1 << 23); print(kept, first, faults())"
+        "torch.ones(1 << 23); first = faults(); kept = keep_memory(); torch.ones(1 << 23)\n"
+        "print(kept, first, min(faults() for _ in range(4)))"
     )
     kept, first, second = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
