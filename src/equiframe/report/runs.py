@@ -141,5 +141,5 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
 
 def _settings(run: RunData, *, machine: bool = False) -> dict[str, object]:
     """What makes a run another method: not its name, its seed, nor (without ``machine``) the machine's choices."""
-    left_out = ("method", "seed", *WITHOUT_EFFECT, *(() if machine else ("compile", *MACHINE_FIELDS)))
+    left_out = ("method", "seed", *WITHOUT_EFFECT, *(() if machine else MACHINE_FIELDS))
     return {k: v for k, v in run.recipe.to_dict().items() if k not in left_out}
