@@ -19,6 +19,7 @@ from equiframe import (
     training_parameters,
 )
 from equiframe.frames import DenseFrame, make_frame
+from equiframe.losses import LogitAdjustedCrossEntropy
 from equiframe.method import METHODS, build_head, build_loss, resolve_method
 
 
@@ -389,3 +390,13 @@ def test_order_may_change_after_a_warm_up():
 def test_wrong_use_of_reserved_vectors_and_orders(use, message):
     with pytest.raises(InputError, match=message):
         use()
+
+
+def test_what_does_not_fit_together_is_told_in_one_line():
+    head = FrameHead(8, 4, logit_scale=1.0)
+    with pytest.raises(InputError, match="takes features of width 8, got 7"):
+        head(torch.randn(5, 7))
+    with pytest.raises(InputError, match="3 class counts were given for a head of 4 classes"):
+        LogitAdjustedCrossEntropy(class_counts=[3, 2, 1])(head(torch.randn(5, 8)), torch.zeros(5, dtype=torch.long))
+    with pytest.raises(InputError, match=r"DotRegression takes what a head returns: loss\(head\(features\), targets\)"):
+        DotRegression()(torch.randn(5, 8), torch.zeros(5, dtype=torch.long))

@@ -449,3 +449,12 @@ def test_features_are_collected_in_order_and_in_evaluation_mode(runs):
     with torch.no_grad():
         expected = model.eval()(batch.images).features
     torch.testing.assert_close(training.features, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_given_tau_is_taken(tmp_path):
+    words = "train digits --imbalance 20 --method post-hoc --backbone mlp --epochs 1 --batch-size 64 --quiet --stage-tau 0.7"
+    assert main([*words.split(), "--out", str(tmp_path / "run")]) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert (metrics["second_stage_tau"], metrics["second_stage_tau_from"]) == (0.7, "recipe")
+    with pytest.raises(InputError, match="'stage_tau' belongs to the second stages tau-norm and post-hoc"):
+        resolve_method("crt", {"stage_tau": 1.0})

@@ -75,6 +75,8 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def forward(self, features: Tensor) -> HeadOutput:
+        if features.shape[-1] != self.dim:
+            raise InputError(f"the head takes features of width {self.dim}, got {features.shape[-1]}")
         with _own_dtype(features):
             features = features.to(self.dtype)
             return HeadOutput(self, self.normalise(features), features)

@@ -271,7 +271,13 @@ class Loss(nn.Module):
         return torch.stack([self.per_target(output, k.expand(len(output.features))) for k in classes], dim=1)
 
     def forward(self, output: HeadOutput, targets: Targets) -> Tensor:
+        if not isinstance(output, HeadOutput):
+            raise InputError(f"{type(self).__name__} takes what a head returns: loss(head(features), targets)")
         head = output.head
+        if self.class_counts is not None and len(self.class_counts) != head.num_classes:
+            raise InputError(
+                f"{len(self.class_counts)} class counts were given for a head of {head.num_classes} classes"
+            )
         if head.observes and head.training:
             head.observe(output.features, target_shares(targets, head.num_classes))
         weights = self._class_weights(targets, head.num_classes) if self.reweights else None

@@ -68,6 +68,7 @@ SECOND_STAGES: dict[str, tuple[str, tuple[str, ...] | None]] = {  # name → wha
     "ncm-euclidean": ("nearest class mean by distance", None),
     "post-hoc": ("logits minus τ·log(n_k/N) (Menon 2021)", None),
 }
+STAGES_WITH_TAU = ("tau-norm", "post-hoc")
 METHOD_FIELDS = (
     "head",
     "loss",
@@ -75,6 +76,7 @@ METHOD_FIELDS = (
     *_EVERY_LOSS,
     *dict.fromkeys([f for fields in WEIGHTING_FIELDS.values() for f in fields]),
     "second_stage",
+    "stage_tau",
     *dict.fromkeys([f for _, fields in LOSSES.values() for f in fields]),
 )
 
@@ -220,9 +222,13 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
     if weighting not in CLASS_WEIGHTINGS:
         raise unknown("class weighting", weighting, CLASS_WEIGHTINGS)
     known = {**HEADS[head], **LOSSES[loss][1], **_EVERY_LOSS, **WEIGHTING_FIELDS[weighting], "second_stage": "none"}
+    if chosen.get("second_stage") in STAGES_WITH_TAU:
+        known["stage_tau"] = None
     for name in given:
         if name not in known and any(name in fields for fields in WEIGHTING_FIELDS.values()):
             raise InputError(f"field {name!r} does not belong to class weighting {weighting!r} of method {method!r}")
+        if name == "stage_tau" and name not in known:
+            raise InputError(f"field 'stage_tau' belongs to the second stages {' and '.join(STAGES_WITH_TAU)}")
         if name not in known and name not in ("head", "loss"):
             raise InputError(f"field {name!r} does not belong to head {head!r} or loss {loss!r} of method {method!r}")
     known |= {name: value for name, value in chosen.items() if name in known}

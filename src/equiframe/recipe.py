@@ -82,6 +82,7 @@ class Recipe:
     second_stage: str | None = _option(
         None, "after training: crt, tau-norm, lws, label-aware-smoothing, ncm, ncm-euclidean, post-hoc or none"
     )
+    stage_tau: float | None = _option(None, "second stages tau-norm, post-hoc: τ; default: chosen on validation images")
     # network
     backbone: str = _option("auto", "resnet20/32/44/56/110, densenet150, mlp, or a timm name; auto: by image size")
     width: int | None = _option(None, "base width of our own backbones")

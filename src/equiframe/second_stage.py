@@ -56,6 +56,7 @@ class Stage:
         training: the training images.
         validation: the validation images, or None.
         counts: ``(K,)`` training images of each class.
+        tau: τ where somebody fixed it, or None: chosen on validation images.
     """
 
     weight: Tensor
@@ -63,6 +64,7 @@ class Stage:
     training: Features
     validation: Features | None
     counts: Tensor
+    tau: float | None = None
 
     def logits(self, of: Features) -> Tensor:
         return of.features @ self.weight.T + self.bias
@@ -236,6 +238,8 @@ def _tau(
     stage: Stage, change: Callable[[float, Tensor], Tensor], grid: Sequence[float], *, otherwise: float
 ) -> tuple[float, dict[str, object]]:
     """The τ by which ``change(τ, logits)`` is best on validation images; ``otherwise`` where there are none."""
+    if stage.tau is not None:
+        return stage.tau, {"tau": stage.tau, "tau_from": "recipe"}
     if stage.validation is None:
         return otherwise, {"tau": otherwise, "tau_from": "default"}
     logits = stage.logits(stage.validation)
@@ -268,7 +272,7 @@ def run_second_stage(
 
     Returns:
         the new model (it shares the backbone with the old one), its card, and for ``metrics.json`` ``second_stage`` (the
-        name), ``second_stage_tau`` and ``second_stage_tau_from`` (``validation`` or ``default``) where it has a τ, and
+        name), ``second_stage_tau`` and ``second_stage_tau_from`` (``recipe``, ``validation`` or ``default``) where it has a τ, and
         ``second_stage_val_macro`` where there are validation images.
     """
     model.eval()
@@ -280,7 +284,7 @@ def run_second_stage(
     training = features_of(data.train)
     validation = None if data.val is None else features_of(data.val)
     counts = torch.tensor(card.train_counts, dtype=weight.dtype, device=weight.device)
-    weight, bias, chosen = _STAGES[name](Stage(weight, bias, training, validation, counts))
+    weight, bias, chosen = _STAGES[name](Stage(weight, bias, training, validation, counts, recipe.stage_tau))
     card = replace(card, method_fields={**card.method_fields, "second_stage": name})
     model = Classifier(model.backbone, _with_values(card, model.head, weight, bias))
     if validation is not None:

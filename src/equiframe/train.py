@@ -365,6 +365,7 @@ def apply_second_stage(
     out: str | Path,
     *,
     method: str | None = None,
+    tau: float | None = None,
     device: str = "auto",
     data: str | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -378,6 +379,7 @@ def apply_second_stage(
         stage: a name of `equiframe.method.SECOND_STAGES`.
         out: the new run folder.
         method: the name that the new run goes by: ``crt`` where a run of ``ce`` gets that stage. Default: that of the run.
+        tau: of the stages tau-norm and post-hoc; None: chosen on validation images.
         data: where the run's images lie now, if not where the run found them.
 
     Raises:
@@ -390,7 +392,7 @@ def apply_second_stage(
         raise InputError(f"{run} has a second stage already ({card.method_fields['second_stage']}); give its first")
     if stage == "none":
         raise InputError("second stage 'none' changes nothing; choose another")
-    recipe = first.recipe().with_(second_stage=stage, method=method or card.method)
+    recipe = first.recipe().with_(second_stage=stage, stage_tau=tau, method=method or card.method)
     resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
     folder.check(recipe, resume=False)
     record = first.read_json("environment.json")
@@ -401,7 +403,7 @@ def apply_second_stage(
         for epoch in first.history():
             folder.append_history(epoch)
         card = replace(card, method=recipe.method, temperature=None, temperature_from=None)
-        return finish(folder, model, card, images, numerics, opened.with_(second_stage=stage), say)
+        return finish(folder, model, card, images, numerics, opened.with_(second_stage=stage, stage_tau=tau), say)
     except BaseException:
         folder.discard()
         raise
@@ -411,8 +413,13 @@ def _in_words(chosen: dict[str, object]) -> str:
     """What a second stage chose, for a person."""
     words = [str(chosen["second_stage"])]
     if "second_stage_tau" in chosen:
-        source = "chosen on validation images" if chosen["second_stage_tau_from"] == "validation" else (
-            "the usual one: there are no validation images to choose it on")  # fmt: skip
+        source = {
+            "recipe": "as asked",
+            "validation": "chosen on validation images",
+            "default": "the usual one: there are no validation images to choose it on",
+        }[str(chosen["second_stage_tau_from"])]
+        if chosen["second_stage_tau"] == 0:
+            source += "; it changes nothing, and --stage-tau sets another"
         words.append(f"τ = {chosen['second_stage_tau']:g}, {source}")
     if "second_stage_val_macro" in chosen:
         words.append(f"validation macro {100 * chosen['second_stage_val_macro']:.1f} %")

@@ -33,6 +33,9 @@ def add_verbs(verb: AddVerb) -> None:
     sub = verb("second-stage", _second_stage, "give a finished run a better classifier on the features that it has")
     sub.add_argument("run", metavar="RUN", help="a run folder without a second stage; it stays as it is")
     sub.add_argument("--stage", required=True, metavar="NAME", help="crt, tau-norm, lws, label-aware-smoothing, ncm, …")
+    sub.add_argument(
+        "--stage-tau", type=float, metavar="X", help="τ of tau-norm, post-hoc [chosen on validation images]"
+    )
     sub.add_argument("--out", required=True, metavar="DIR", help="the new run folder")
     sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
@@ -122,8 +125,9 @@ def _second_stage(arguments: argparse.Namespace) -> int:
 
     reporter, out = Reporter(arguments.quiet), Path(arguments.out)
     metrics = apply_second_stage(
-        arguments.run, arguments.stage, out, device=arguments.device, data=arguments.data, say=reporter.say
-    )
+        arguments.run, arguments.stage, out, tau=arguments.stage_tau, device=arguments.device, data=arguments.data,
+        say=reporter.say,
+    )  # fmt: skip
     reporter.say(f"report: {write_page(out)}")
     reporter.say(f"saved in {out}")
     print(json.dumps(metrics)) if arguments.json else print_metrics(metrics, str(out))
