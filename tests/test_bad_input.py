@@ -336,7 +336,7 @@ CASES = {
 
 
 def tree(root):
-    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in root.rglob("*") if p.name != "__pycache__"}
+    return {p: (p.lstat().st_mtime_ns, p.lstat().st_size) for p in root.rglob("*") if p.name != "__pycache__"}
 
 
 @pytest.mark.parametrize("case", CASES)
