@@ -1,7 +1,6 @@
 """The promises of docs/reliability.md: killed at any instant, full disks, flipped bits, two processes, hostile files."""
 
 import errno
-import importlib.util
 import json
 import os
 import pickle
@@ -115,26 +114,6 @@ def test_killed_at_every_file_operation(recipe, data, whole, tmp_path, monkeypat
         train(recipe, path, data=data, resume=(path / "recipe.yaml").is_file())
         assert outcome(path) == outcome(whole), number
         assert not list(path.rglob("*.tmp"))
-
-
-def harness():
-    spec = importlib.util.spec_from_file_location("kill", Path(__file__).parents[1] / "benchmarks" / "kill_harness.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_processes_killed_for_good(tmp_path):
-    """SIGKILL, twice on one folder: within a save of the checkpoint, and between a rename and the sync of its folder."""
-    kill = harness()
-    fields = [*kill.RECIPES["ema"], "--track", "none"]
-    kill.finish(fields, tmp_path / "whole")
-    for name, number, side in (("replace", "9", "before"), ("replace", "6", "after")):
-        process = kill.run(kill.WITHIN, name, number, side, *kill.command(fields, tmp_path / "run"))
-        process.communicate()
-        assert process.returncode == -9
-    kill.finish(fields, tmp_path / "run")
-    assert kill.result(tmp_path / "run") == kill.result(tmp_path / "whole")
 
 
 def test_stop_after_a_time(tmp_path, capsys, whole):
