@@ -3,15 +3,18 @@
 Weights, checkpoints, index lists, predictions and pages stay where they are. Absolute folders of this machine are cut from the
 recorded commands, so that the record is the same wherever the grid ran.
 
-Run: python benchmarks/collect.py runs/cifar10-r100-resnet20
+Run: python benchmarks/collect.py runs/cifar10-r100-resnet20 --against balanced-softmax
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 from pathlib import Path
+
+from equiframe.summaries import Summary, paired_difference
 
 KEPT = ("recipe.yaml", "environment.json", "history.jsonl", "metrics.json", "details.json", "model.json")
 KEPT_OF_GRID = ("comparison.json", "comparison.md")
@@ -39,14 +42,39 @@ def collect(folder: Path, target: Path) -> list[Path]:
     return copied
 
 
+def table(results: Path, against: str) -> str:
+    """The kept runs as Markdown: percent, mean ± sd over seeds, and the paired difference in macro accuracy to a method."""
+    runs: dict[str, dict[int, dict]] = {}
+    for path in sorted(results.glob("*/seed-*/metrics.json")):
+        runs.setdefault(path.parts[-3], {})[int(path.parts[-2].removeprefix("seed-"))] = json.loads(path.read_text())
+    macro = {method: {seed: m["macro"] for seed, m in by.items()} for method, by in runs.items()}
+    lines = [f"| method | n | macro | head | middle | tail | ECE | macro − `{against}`, paired |", "|---" * 8 + "|"]
+    for method in sorted(runs, key=lambda m: -sum(macro[m].values()) / len(macro[m])):
+        cells = [
+            Summary.of([m[c] for m in runs[method].values()]).percent()
+            for c in ("macro", "head", "middle", "tail", "ece")
+        ]
+        d = None if method == against else paired_difference(macro[method], macro[against])
+        told = "" if d is None else f"{100 * d.mean:+.1f} (n = {d.n})"
+        if d is not None and d.low is not None:
+            told = f"{100 * d.mean:+.1f} [{100 * d.low:.1f}, {100 * d.high:.1f}]"
+        lines.append(f"| `{method}` | {len(runs[method])} | " + " | ".join([*cells, told]) + " |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="what `equiframe compare --out` wrote")
     parser.add_argument("--results", default="benchmarks/results")
+    parser.add_argument(
+        "--against", metavar="METHOD", help="also print the table of what is kept, with differences to this"
+    )
     arguments = parser.parse_args()
     folder = Path(arguments.folder).absolute()
     runs = collect(folder, Path(arguments.results) / folder.name)
     print(f"{len(runs)} runs in {Path(arguments.results) / folder.name}")
+    if arguments.against:
+        print(table(Path(arguments.results) / folder.name, arguments.against))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ Both train the same ResNet-32 with linear head and cross-entropy, batch 128, the
 * usual: torchvision transforms (RandomCrop, RandomHorizontalFlip, ToTensor, Normalize) on PIL images, DataLoader with 2
   workers, float32, default memory format.
 * ours: `equiframe.train.Trainer` over resident pixels, precision and memory format by the measured trial of
-  ``--precision auto``; ``--compile`` adds torch.compile.
+  ``--precision auto``; ``--compile`` adds torch.compile (auto: if a trial finds it faster).
 
 Run: python benchmarks/training_speed.py --data ../shared/data/cifar10
 """
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from equiframe.data.prepare import prepare_data
 from equiframe.losses import CrossEntropy
 from equiframe.model import build_classifier
-from equiframe.numerics import choose_numerics
+from equiframe.numerics import choose_numerics, keep_memory
 from equiframe.recipe import Recipe
 from equiframe.runs import environment
 from equiframe.tracking import make_loader
@@ -102,7 +102,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12, help="steps of each pipeline in a round")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
+    parser.add_argument("--compile", nargs="?", choices=("auto", "on", "off"), const="on", default="off")
+    parser.add_argument("--keep-memory", action=argparse.BooleanOptionalAction, default=True,
+                        help="as `equiframe train` does; the usual pipeline, in the same process, gains by it too")  # fmt: skip
     parser.add_argument("--out", default="benchmarks/results/training_speed.json")
     arguments = parser.parse_args()
 
@@ -110,8 +113,11 @@ def main() -> None:
                     mixup=0.0, compile=arguments.compile, device=arguments.device)  # fmt: skip
     data = prepare_data(recipe)
     recipe, card = settle(recipe, data)
-    numerics = choose_numerics(build_classifier(card), 32, recipe.batch_size, device=recipe.device, precision="auto",
-                               memory_format="auto")  # fmt: skip
+    if arguments.keep_memory:
+        keep_memory()
+    numerics = choose_numerics(build_classifier(card), 32, recipe.batch_size, device=recipe.device,
+                               precision=arguments.precision, memory_format="auto", compile=recipe.compile,
+                               steps=1_000_000)  # fmt: skip
     recipe = recipe.with_(device=str(numerics.device))
     print("numerics:", numerics.precision, numerics.memory_format, numerics.trial, flush=True)
     pipelines = {"usual": usual_steps(data, card, recipe), "ours": ours_steps(data, card, recipe, numerics)}
@@ -137,7 +143,7 @@ def main() -> None:
         "environment": environment(numerics.device),
         "backbone": arguments.backbone,
         "batch_size": recipe.batch_size,
-        "numerics": {"precision": numerics.precision, "memory_format": numerics.memory_format, "compile": recipe.compile,
+        "numerics": {"precision": numerics.precision, "memory_format": numerics.memory_format, "compile": numerics.compile, "keep_memory": arguments.keep_memory,
                      "trial_images_per_second": numerics.trial},
         "images_per_second": {name: {"median": statistics.median(v), "min": min(v), "max": max(v)} for name, v in speeds.items()},
         "ratio": {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios), "n": len(ratios)},

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for this process and for those that tests start
+os.environ["EQUIFRAME_CACHE"] = ""  # no test reads or writes the user's cache of measured trials
 
 import numpy as np
 import pytest

@@ -39,6 +39,31 @@ def test_the_shortcut_has_no_parameters_and_pads_with_zeros():
     assert out[:, :2].abs().sum() + out[:, 6:].abs().sum() == 0
 
 
+@pytest.mark.parametrize("side", [4, 7])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_block_computes_to_the_bit_what_slices_and_a_sum_would(side, memory_format, precision):
+    def plain(block, x):
+        out = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(x)))))
+        if block.stride != 1:
+            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, *block.pad))
+        return torch.relu(out + x)
+
+    for inputs, width, stride in ((4, 4, 1), (4, 8, 2)):
+        torch.manual_seed(side)
+        block = _BasicBlock(inputs, width, stride).to(memory_format=memory_format)
+        results = []
+        for forward in (plain, _BasicBlock.forward):
+            x = torch.randn(3, inputs, side, side, generator=torch.Generator().manual_seed(1))
+            x = x.to(memory_format=memory_format).requires_grad_()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+                out = forward(block, torch.relu(x).to(precision))
+            block.zero_grad()
+            out.float().square().mean().backward()
+            results.append([out, x.grad, *(p.grad.clone() for p in block.parameters())])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("width", [1, 4, 5, 32])
 def test_width_of_a_resnet(width):
     backbone = make_backbone("resnet20", width=width)

@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from conftest import encoded, picture, tiny_flags
-from equiframe.cli import _default_out, main
+from equiframe.cli import main
+from equiframe.cli.flags import default_out
 from equiframe.imbalance import class_profile
 from equiframe.recipe import Recipe
 from equiframe.train import train
@@ -63,7 +64,7 @@ def test_the_folder_that_a_run_gets(tmp_path):
         ("imagenet-lt", "imagenet-lt-r10-ce"),
         ("hf:zoo/pets:small", "pets-small-r10-ce"),
     ):
-        assert _default_out(Recipe(data=data, imbalance=10), "ce") == Path("runs") / name
+        assert default_out(Recipe(data=data, imbalance=10), "ce") == Path("runs") / name
 
 
 def test_a_hundred_classes_at_ratio_100(tmp_path, tiny, balanced_100):

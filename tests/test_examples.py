@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
-ARGUMENTS = {"million_classes": ["--classes=2000", "--dim=64", "--linear=2000", "--steps=60", "--tests=200"]}
+ARGUMENTS = {
+    "incremental": ["--seeds=1", "--epochs=10", "--steps=40"],
+    "million_classes": ["--classes=2000", "--dim=64", "--linear=2000", "--steps=60", "--tests=200"],
+}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.stem)
@@ -30,3 +33,11 @@ def test_example(path, tmp_path):
     if path.stem == "million_classes":
         accuracy = float(re.search(r"2,000 classes: accuracy ([\d.]+)", done.stdout).group(1))
         assert accuracy > 90
+    if path.stem == "incremental":
+        rows = {
+            line[:24].strip(): [float(n) for n in re.findall(r"([\d.]+) ±", line)] for line in done.stdout.splitlines()
+        }
+        assert len(rows["frame, reserved vectors"]) == 9
+        assert rows["frame, reserved vectors"][3] > 70  # of ten digits, three of them seen five times
+        assert rows["frame, reserved vectors"][3] > rows["linear, no memory"][3]
+        assert rows["frame"][0] > 80  # AUROC

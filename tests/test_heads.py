@@ -18,6 +18,7 @@ from equiframe import (
     nearest_simplex,
     training_parameters,
 )
+from equiframe.frames import DenseFrame, make_frame
 from equiframe.method import METHODS, build_head, build_loss, resolve_method
 
 
@@ -303,3 +304,88 @@ def test_cosine_scale_is_the_logit_of_cosine_1():
         torch.testing.assert_close(own, torch.full_like(own, head.cosine_scale))
     assert CosineHead(16, 4, logit_scale=3.0, length="free").cosine_scale is None
     assert LinearHead(16, 4).cosine_scale is None
+
+
+# --- reserved vectors, and orders -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dim", "capacity"), [(16, 12), (8, 14), (16, 60), (16, 250)])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_added_classes_leave_the_old_ones_as_they_were_to_the_bit(dim, capacity, ordered):
+    order = torch.randperm(capacity, generator=torch.Generator().manual_seed(1)) if ordered else None
+    head = FrameHead(dim, 5, logit_scale=4.0, capacity=capacity, order=order, norm="none", e_w=2.0)
+    whole = FrameHead(dim, capacity, logit_scale=4.0, order=order, norm="none", e_w=2.0)
+    x, before, state = (
+        features(d=dim),
+        head(features(d=dim)).logits,
+        {k: v.clone() for k, v in head.state_dict().items()},
+    )
+    assert before.shape == (6, 5)
+    assert head.class_vectors().shape == (5, dim)
+    head.add_classes(3)
+    head.add_classes(1)
+    assert (head.num_classes, head.capacity) == (9, capacity)
+    assert torch.equal(head(x).logits[:, :5], before)
+    assert torch.equal(head(x).logits, whole(x).logits[:, :9])
+    assert torch.equal(head.class_vectors(), whole.class_vectors()[:9])
+    assert torch.equal(head.vectors(torch.arange(9)), whole.vectors(torch.arange(9)))
+    assert [k for k, v in head.state_dict().items() if not torch.equal(v, state[k])] == ["classes_in_use"]
+
+
+@pytest.mark.parametrize("make", [CrossEntropy, DotRegression])
+def test_losses_see_the_classes_in_use_alone(make):
+    """A head with reserved vectors has the losses of a head on the vectors in use."""
+    head = FrameHead(16, 3, logit_scale=4.0, capacity=7, norm="none")
+    head.add_classes(1)
+    few = FrameHead(
+        16, 4, logit_scale=4.0, geometry=DenseFrame(head.class_vectors(), head.frame.coherence), norm="none"
+    )
+    for targets in (torch.arange(6) % 4, F.one_hot(torch.arange(6) % 4, 4).float() * 0.7 + 0.075):
+        loss = make(class_weighting="batch-balanced")
+        torch.testing.assert_close(loss(head(features()), targets), loss(few(features()), targets))
+    with pytest.raises(InputError, match=r"class 5 is not in use yet: call add_classes \(4 are\)"):
+        DotRegression()(head(features()), torch.arange(6))
+
+
+def test_state_dict_carries_the_classes_in_use_and_the_order():
+    head = FrameHead(8, 4, logit_scale=1.0, capacity=14, order=list(reversed(range(14))))
+    head.add_classes(6)
+    other = nn.Sequential(FrameHead(8, 4, logit_scale=1.0, capacity=14, order=range(14), seed=9))
+    other.load_state_dict({f"0.{name}": value for name, value in head.state_dict().items()})
+    assert other[0].num_classes == 10
+    assert torch.equal(other.eval()(features(d=8)).logits, head.eval()(features(d=8)).logits)
+    wrong = {**head.state_dict(), "classes_in_use": torch.tensor(15)}
+    with pytest.raises(InputError, match="the state has 15 classes in use, this head has a capacity of 14"):
+        FrameHead(8, 4, logit_scale=1.0, capacity=14, order=range(14)).load_state_dict(wrong)
+    assert "classes_in_use" not in FrameHead(8, 4, logit_scale=1.0).state_dict()
+
+
+def test_order_may_change_after_a_warm_up():
+    head = FrameHead(4, 8, logit_scale=1.0, order=range(8), norm="none")
+    plain = FrameHead(4, 8, logit_scale=1.0, norm="none")
+    x = features(d=4)
+    assert torch.equal(head(x).logits, plain(x).logits)
+    head.set_order([7, 6, 5, 4, 3, 2, 1, 0])
+    assert torch.equal(head(x).logits, plain(x).logits.flip(1))
+    assert torch.equal(head.vectors(torch.tensor([0])), plain.vectors(torch.tensor([7])))
+
+
+@pytest.mark.parametrize(
+    ("use", "message"),
+    [
+        (lambda: FrameHead(16, 5, logit_scale=1.0, capacity=4), "capacity must be at least num_classes=5, got 4"),
+        (lambda: FrameHead(16, 5, logit_scale=1.0).add_classes(1), "no reserved vectors: make it with capacity="),
+        (lambda: FrameHead(16, 5, logit_scale=1.0, capacity=7).add_classes(3), "2 of 7 class vectors are reserved"),
+        (lambda: FrameHead(16, 5, logit_scale=1.0, capacity=7).add_classes(0), "cannot add 0 classes"),
+        (lambda: FrameHead(16, 5, logit_scale=1.0).set_order(range(5)), r"make it with order=range\(K\)"),
+        (lambda: FrameHead(16, 5, logit_scale=1.0, order=range(4)), r"each of the 5 vectors 0\.\.4 once"),
+        (lambda: FrameHead(16, 5, logit_scale=1.0, geometry=make_frame(6, 16)), "given frame has K=6 and D=16"),
+        (
+            lambda: NearestFrameHead(16, 5, logit_scale=1.0, capacity=7),
+            "capacity does not belong to a frame that follows",
+        ),
+    ],
+)
+def test_wrong_use_of_reserved_vectors_and_orders(use, message):
+    with pytest.raises(InputError, match=message):
+        use()

@@ -1,6 +1,7 @@
 """The packaged recipes: each loads, resolves, and says only what differs from the defaults."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ from equiframe.cli import main
 from equiframe.data.builtin import BUILTIN_NAMES
 from equiframe.errors import InputError
 from equiframe.frames import choose_geometry
-from equiframe.method import METHOD_FIELDS, METHODS, resolve_method
+from equiframe.heads import FrameHead
+from equiframe.method import METHOD_FIELDS, METHODS, build_head, resolve_method
 from equiframe.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
+from equiframe.variants import parse_variants
 
 DOCS = Path(__file__).parents[1] / "docs" / "datasets.md"
 NAMES = sorted(packaged_recipes())
@@ -81,3 +84,19 @@ def test_the_verb_lists_them(capsys):
 
 def test_the_docs_tell_of_every_recipe():
     assert [name for name in NAMES if f"{name}`" not in DOCS.read_text(encoding="utf-8")] == []
+
+
+def test_the_widths_benchmark_holds_an_orthoplex_against_a_simplex():
+    """benchmarks/tiny-imagenet-widths.sh, which is not run here: its settings resolve to the heads that it promises."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    fields = yaml.safe_load((folder / "tiny-imagenet-widths.yaml").read_text())
+    names = re.search(r"--methods (\S+)", (folder / "tiny-imagenet-widths.sh").read_text()).group(1).split(",")
+    heads = {}
+    for variant in parse_variants(names):
+        recipe = variant.recipe(Recipe(method="ce", imbalance=100.0, **fields))
+        width = make_backbone(recipe.backbone, image_size=32, width=recipe.width, pretrained=False).num_features
+        head = build_head(resolve_method(recipe.method, {n: getattr(recipe, n) for n in METHOD_FIELDS}), width, 100)
+        heads[variant.name] = (width, head.frame.geometry if isinstance(head, FrameHead) else "learnable")
+    assert (heads["ce"], heads["ce:width=32"]) == ((64, "learnable"), (128, "learnable"))
+    for method in ("etf-la", "etf-dr-balanced"):
+        assert (heads[method], heads[f"{method}:width=32"]) == ((64, "orthoplex"), (128, "simplex"))

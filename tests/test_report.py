@@ -123,7 +123,7 @@ def test_verdict_needs_the_interval(comparison, tmp_path):
     # differences 0.100, 0.099, 0.098: mean 9.9 points, t interval 9.9 ± 4.303·0.1/√3
     assert "etf-la has the highest macro accuracy" in html
     assert re.search(r"better than ce \(\+9\.9 points, 95\s%\sinterval \+9\.7 to \+10\.1 over seeds\)", html)
-    assert '<td class="left worse">worse</td>' in html
+    assert re.search(r'<td class="left worse">worse, p = [\d.e-]+</td>', html)
     assert "have no interval over images" in html
 
 
@@ -159,7 +159,7 @@ def test_intervals_over_images_and_a_reference(comparison, tmp_path):
     assert "<h3>Held against etf-la</h3>" in html
     assert "<h3>Held against ce</h3>" in html
     assert "over seeds and images)" in html
-    assert '<td class="left better">better</td>' in html
+    assert re.search(r'<td class="left better">better, p = [\d.e-]+</td>', html)
     with pytest.raises(InputError, match="unknown reference 'c'"):
         write_report(find_runs([comparison]), tmp_path / "r.html", reference="c")
     single = write_report(find_runs([comparison / "ce" / "seed-0"]), tmp_path / "r.html").read_text()
@@ -263,3 +263,15 @@ def test_tables_do_not_scroll_sideways(tmp_path):
     )  # fmt: skip
     overflow = re.search(r"<title>([\d ]+)</title>", done.stdout)[1].split()
     assert overflow == ["0"] * 4
+
+
+def test_one_seed_counts_once(tmp_path):
+    """The same seed in two precisions makes two rows; the very same training twice is refused."""
+    for name, precision in (("one", "float32"), ("other", "bfloat16"), ("copy", "float32")):
+        write_run(tmp_path / name, "ce", 0, precision=precision)
+    groups = group_runs(find_runs([tmp_path / "one", tmp_path / "other"]))
+    assert sorted(g.name for g in groups) == ["ce (precision bfloat16)", "ce (precision float32)"]
+    with pytest.raises(InputError, match="with seed 0: one training counts once"):
+        group_runs(find_runs([tmp_path / "one", tmp_path / "copy"]))
+    write_run(tmp_path / "next", "ce", 1, precision="bfloat16")  # another seed on another machine: one method
+    assert [g.name for g in group_runs(find_runs([tmp_path / "one", tmp_path / "next"]))] == ["ce"]

@@ -155,10 +155,21 @@ def test_heads_and_losses_with_a_state_continue_to_the_bit(tiny, tmp_path, field
 
 @pytest.mark.parametrize(
     "fields",
-    [{"ema": 0.9}, {"sam": 0.05}, {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9, "sam": 0.1}],
-    ids=["ema", "sam", "adamw+both"],
+    [
+        {"ema": 0.9},
+        {"sam": 0.05},
+        {"optimizer": "adamw", "lr": 1e-3, "ema": 0.9, "sam": 0.1},
+        {
+            "sampler": "progressive",
+            "mixup": 1.0,
+            "cutmix": 1.0,
+            "remix": True,
+            "augmentation": "crop+randaugment+cutout",
+        },
+    ],
+    ids=["ema", "sam", "adamw+both", "sampler+mixing+augmentation"],
 )
-def test_every_way_to_optimise_continues_to_the_bit(tiny, tmp_path, fields):
+def test_every_way_to_train_continues_to_the_bit(tiny, tmp_path, fields):
     recipe = tiny(epochs=2, **fields)
     train(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):

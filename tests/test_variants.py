@@ -30,8 +30,8 @@ def test_values_with_strange_characters_make_safe_folders():
 
 
 @given(st.floats(1e-12, 1e12), st.integers(1, 10**9), st.booleans())
-def test_settings_keep_their_value(lr, epochs, compile):
-    for name, value in (("lr", lr), ("epochs", epochs), ("compile", compile)):
+def test_settings_keep_their_value(lr, epochs, pretrained):
+    for name, value in (("lr", lr), ("epochs", epochs), ("pretrained", pretrained)):
         assert setting_from_text(setting_to_text(name, value)) == (name, value)
     variant = Variant("ce", (("epochs", epochs), ("lr", lr)))
     assert Variant.from_folder(variant.folder) == variant
@@ -49,7 +49,7 @@ def test_settings_are_of_their_fields_kind():
         ("epcohs=3", "unknown field 'epcohs'; did you mean 'epochs'"),
         ("epochs=3.5", "field 'epochs' must be a whole number, got '3.5'"),
         ("lr=fast", "field 'lr' must be a finite number, got 'fast'"),
-        ("compile=yes", "field 'compile' must be true or false, got 'yes'"),
+        ("pretrained=yes", "field 'pretrained' must be true or false, got 'yes'"),
         ("class_counts=5,x", "field 'class_counts' must be a list of whole numbers"),
     ):
         with pytest.raises(InputError, match=message):

@@ -101,7 +101,7 @@ def test_many_methods_are_corrected():
     base = {f"m{i:02d}": by_seed(*(0.5 + 0.001 * random.standard_normal(4))) for i in range(11)}
     macro = base | {"best": {s: v + 0.004 + 0.001 * (s - 1.5) for s, v in base["m00"].items()}}
     alone = judge({"m00": macro["m00"], "best": macro["best"]}).to_best[0]
-    crowd = judge(macro, reference="m00")
+    crowd = judge(macro)
     assert crowd.best == "best"
     assert crowd.num_pairs == 66
     among = next(c for c in crowd.to_best if c.method == "m00")
@@ -109,9 +109,10 @@ def test_many_methods_are_corrected():
     assert among.p == pytest.approx(alone.p)
     assert among.p_holm > alone.p_holm
     assert among.call == "cannot be told yet (4 seeds)"
-    named = next(c for c in crowd.to_reference if c.method == "best")
+    with_reference = judge(macro, reference="m00")
+    named = next(c for c in with_reference.to_reference if c.method == "best")
     assert alone.p_holm < named.p_holm < among.p_holm
-    assert len(crowd.to_reference) == 11
+    assert len(with_reference.to_reference) == 11
 
 
 def test_images_widen_and_seeds_are_paired():
@@ -159,3 +160,18 @@ def test_sides_are_turned_round_together():
     assert math.isclose(to_best.p, to_low.p)
     with pytest.raises(InputError, match="unknown reference 'hgih'; did you mean 'high'"):
         judge(macro, reference="hgih")
+
+
+def test_a_pair_has_one_verdict():
+    """The best against the reference is corrected once, with the reference's other comparisons."""
+    random = np.random.default_rng(0)
+    macro = {
+        name: {seed: mean + 0.01 * random.standard_normal() for seed in range(4)}
+        for name, mean in (("ce", 0.5), ("a", 0.53), ("b", 0.535), ("c", 0.54), ("d", 0.545))
+    }
+    verdicts = judge(macro, reference="ce")
+    (to_best,) = [c for c in verdicts.to_best if c.method == "ce"]
+    (to_reference,) = [c for c in verdicts.to_reference if c.method == verdicts.best]
+    assert to_best.p_holm == to_reference.p_holm
+    assert {to_best.call, to_reference.call} in ({"better", "worse"}, {to_best.call})
+    assert to_best.difference == -to_reference.difference

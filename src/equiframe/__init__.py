@@ -20,11 +20,16 @@ _WHERE = {
         "Frame",
         "GoldFrame",
         "KerdockFrame",
+        "OrderedFrame",
         "OrthoplexFrame",
         "SimplexFrame",
+        "TreeFrame",
+        "assign",
         "make_frame",
+        "mistake_severity",
         "nearest_simplex",
         "simplex_vectors",
+        "tree_vectors",
         "walsh_hadamard",
     ),
     "heads": ("CosineHead", "FrameHead", "HeadOutput", "LinearHead", "NearestFrameHead", "training_parameters"),
@@ -51,6 +56,8 @@ _WHERE = {
         "squared_error",
         "vector_scaling",
     ),
+    "incremental": ("fit_session", "incremental_measures", "mean_features"),
+    "openset": ("auroc", "open_set_scores"),
     "transport": ("transport_cost",),
     "imbalance": ("class_groups", "class_profile", "long_tail_indices", "stratified_split", "subset_indices"),
 }
@@ -65,11 +72,16 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from equiframe.frames import Frame as Frame
     from equiframe.frames import GoldFrame as GoldFrame
     from equiframe.frames import KerdockFrame as KerdockFrame
+    from equiframe.frames import OrderedFrame as OrderedFrame
     from equiframe.frames import OrthoplexFrame as OrthoplexFrame
     from equiframe.frames import SimplexFrame as SimplexFrame
+    from equiframe.frames import TreeFrame as TreeFrame
+    from equiframe.frames import assign as assign
     from equiframe.frames import make_frame as make_frame
+    from equiframe.frames import mistake_severity as mistake_severity
     from equiframe.frames import nearest_simplex as nearest_simplex
     from equiframe.frames import simplex_vectors as simplex_vectors
+    from equiframe.frames import tree_vectors as tree_vectors
     from equiframe.frames import walsh_hadamard as walsh_hadamard
     from equiframe.heads import CosineHead as CosineHead
     from equiframe.heads import FrameHead as FrameHead
@@ -82,6 +94,9 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from equiframe.imbalance import long_tail_indices as long_tail_indices
     from equiframe.imbalance import stratified_split as stratified_split
     from equiframe.imbalance import subset_indices as subset_indices
+    from equiframe.incremental import fit_session as fit_session
+    from equiframe.incremental import incremental_measures as incremental_measures
+    from equiframe.incremental import mean_features as mean_features
     from equiframe.losses import LDAM as LDAM
     from equiframe.losses import AngularRegression as AngularRegression
     from equiframe.losses import BalancedSoftmax as BalancedSoftmax
@@ -102,6 +117,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from equiframe.losses import released_dot_regression as released_dot_regression
     from equiframe.losses import squared_error as squared_error
     from equiframe.losses import vector_scaling as vector_scaling
+    from equiframe.openset import auroc as auroc
+    from equiframe.openset import open_set_scores as open_set_scores
     from equiframe.transport import transport_cost as transport_cost
 
 

@@ -7,13 +7,14 @@ when somebody asks for them. Dot regression never does, so a training step with 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from equiframe.errors import InputError, unknown
-from equiframe.frames import make_frame, nearest_simplex
+from equiframe.frames import Frame, OrderedFrame, make_frame, nearest_simplex
 
 NORMS = ("none", "batch")
 LENGTHS = ("unit", "free")
@@ -166,23 +167,31 @@ class FrameHead(_NormalisedHead):
 
     Args:
         dim: feature width D.
-        num_classes: K.
+        num_classes: K, the classes in use.
         logit_scale: factor from inner products to logits. It has no default on purpose: with E_W = E_H = 1 inner
             products are cosines, and for K = 100 the softmax of raw cosines cannot exceed 0.027.
-        geometry: ``auto`` (simplex if K ≤ D+1, orthoplex if K ≤ 2D, else as `choose_geometry` says), or a name.
+        geometry: ``auto`` (simplex if K ≤ D+1, orthoplex if K ≤ 2D, else as `choose_geometry` says), a name, or a `Frame`.
         norm: ``batch`` (the authors' BatchNorm before normalisation) or ``none``.
         length: ``unit`` (features of length √E_H) or ``free``.
         e_w, e_h: squared lengths E_W of class vectors and E_H of features.
-        seed: of the frame's rotation. The drawn frame is a buffer in the state dict, so a reloaded head is the
-            saved one whatever seed the new object had.
+        seed: of the frame's rotation (a given `Frame` has its own). The drawn frame is a buffer in the state dict, so a
+            reloaded head is the saved one whatever seed the new object had.
+        capacity: classes for which the frame is drawn, K or more; the vectors beyond K are reserved for `add_classes`.
+        order: a permutation of the frame's vectors, such as `assign` finds: class k gets vector ``order[k]``. It is a
+            buffer in the state dict too.
+
+    With a capacity, K is in the state dict (``classes_in_use``), so a head of the same capacity takes over how many
+    classes are in use; logits, class vectors, losses and measures are about those alone.
 
     Shapes: features ``(B, D)`` → `HeadOutput` with features ``(B, D)`` and logits ``(B, K)``.
 
     Raises:
         InputError: if no frame of that geometry exists for K and D, or an option is out of range.
 
-    Source: Yang et al., NeurIPS 2022 (arXiv 2203.09081).
+    Source: Yang et al., NeurIPS 2022 (arXiv 2203.09081); reserved vectors: Yang et al., ICLR 2023 (NC-FSCIL).
     """
+
+    classes_in_use: Tensor
 
     def __init__(
         self,
@@ -190,18 +199,31 @@ class FrameHead(_NormalisedHead):
         num_classes: int,
         *,
         logit_scale: float,
-        geometry: str = "auto",
+        geometry: str | Frame = "auto",
         norm: str = "batch",
         length: str = "unit",
         e_w: float = 1.0,
         e_h: float = 1.0,
         seed: int = 0,
+        capacity: int | None = None,
+        order: Sequence[int] | Tensor | None = None,
     ) -> None:
         super().__init__(dim, num_classes, norm, length, e_h, logit_scale)
         if not (e_w > 0 and math.isfinite(e_w)):
             raise InputError(f"e_w must be a positive number, got {e_w!r}")
         self.e_w = float(e_w)
-        self.frame = make_frame(num_classes, dim, geometry=geometry, seed=seed)
+        vectors = num_classes if capacity is None else capacity
+        if vectors < num_classes:
+            raise InputError(f"capacity must be at least num_classes={num_classes}, got {capacity!r}")
+        frame = geometry if isinstance(geometry, Frame) else make_frame(vectors, dim, geometry=geometry, seed=seed)
+        if (frame.num_classes, frame.dim) != (vectors, dim):
+            given = f"K={frame.num_classes} and D={frame.dim}"
+            raise InputError(f"the given frame has {given}; the head needs K={vectors} and D={dim}")
+        self.frame = frame if order is None else OrderedFrame(frame, order)
+        self.reserves = capacity is not None
+        if self.reserves:
+            self.register_buffer("classes_in_use", torch.tensor(num_classes))
+            self.register_load_state_dict_post_hook(_take_over_classes)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -212,23 +234,72 @@ class FrameHead(_NormalisedHead):
         scale = super().cosine_scale
         return None if scale is None else scale * math.sqrt(self.e_w)
 
+    @property
+    def capacity(self) -> int:
+        """How many classes the frame has vectors for."""
+        return self.frame.num_classes
+
+    def add_classes(self, num_added: int) -> None:
+        """Bring the next ``num_added`` reserved vectors into use. All earlier logits stay the same to the bit.
+
+        A loss with class counts knows the earlier classes only: make a new one.
+
+        Raises:
+            InputError: if the head was made without ``capacity``, or has not that many vectors left.
+        """
+        if not self.reserves:
+            raise InputError(
+                "this head has no reserved vectors: make it with capacity=, the classes that may ever come"
+            )
+        left = self.capacity - self.num_classes
+        if not 1 <= num_added <= left:
+            raise InputError(
+                f"{left} of {self.capacity} class vectors are reserved still; cannot add {num_added} classes"
+            )
+        self.num_classes += num_added
+        self.classes_in_use.fill_(self.num_classes)
+
+    def set_order(self, order: Sequence[int] | Tensor) -> None:
+        """Give class k vector ``order[k]`` from now on, as after a warm-up.
+
+        Raises:
+            InputError: if the head was made without ``order``, or this is no permutation of all its vectors.
+        """
+        if not isinstance(self.frame, OrderedFrame):
+            raise InputError(
+                "this head keeps no order: make it with order=range(K), or range(capacity), to change it later"
+            )
+        self.frame.set_order(order)
+
     def vectors(self, targets: Tensor) -> Tensor:
         """Class vectors ``w_c = √E_W·m_c`` of integer targets, ``(B, D)``."""
+        if self.reserves and len(targets) and int(targets.max()) >= self.num_classes:
+            raise InputError(f"class {int(targets.max())} is not in use yet: call add_classes ({self.num_classes} are)")
         return math.sqrt(self.e_w) * self.frame.vectors(targets)
 
     def products(self, features: Tensor) -> Tensor:
-        """All inner products ``w_kᵀh``, ``(B, K)``."""
-        with _own_dtype(features):
-            return math.sqrt(self.e_w) * self.frame.logits(features)
+        """Inner products ``w_kᵀh`` with the classes in use, ``(B, K)``."""
+        with _own_dtype(features):  # all of the frame's: with fewer rows a product may round otherwise
+            return math.sqrt(self.e_w) * self.frame.logits(features)[:, : self.num_classes]
 
     def logits(self, features: Tensor) -> Tensor:
         return self.logit_scale * self.products(features)
 
     def class_vectors(self) -> Tensor:
-        return math.sqrt(self.e_w) * self.frame.dense()
+        return math.sqrt(self.e_w) * self.frame.dense()[: self.num_classes]
 
     def extra_repr(self) -> str:
-        return f"norm={self.norm}, length={self.length}, e_w={self.e_w}, e_h={self.e_h}, logit_scale={self.logit_scale}"
+        used = f"in use: {self.num_classes} of {self.capacity}, " if self.reserves else ""
+        text = f"norm={self.norm}, length={self.length}, e_w={self.e_w}, e_h={self.e_h}, logit_scale={self.logit_scale}"
+        return used + text
+
+
+def _take_over_classes(head: FrameHead, _keys: object) -> None:
+    """After a state dict was loaded: how many classes are in use is what it says."""
+    used = int(head.classes_in_use)
+    if not 2 <= used <= head.capacity:
+        raise InputError(f"the state has {used} classes in use, this head has a capacity of {head.capacity}")
+    head.num_classes = used
 
 
 class NearestFrameHead(FrameHead):
@@ -254,6 +325,9 @@ class NearestFrameHead(FrameHead):
     class_means: Tensor
 
     def __init__(self, dim: int, num_classes: int, *, frame_rate: float = 0.01, **options) -> None:
+        for name in ("capacity", "order"):
+            if options.get(name) is not None:
+                raise InputError(f"{name} does not belong to a frame that follows its class means: take a FrameHead")
         super().__init__(dim, num_classes, geometry="simplex", **options)
         if not 0 < frame_rate <= 1:
             raise InputError(f"frame_rate must be above 0 and at most 1, got {frame_rate!r}")

@@ -120,7 +120,11 @@ class Recipe:
     device: str = _option("auto", "cpu, cuda, cuda:1, mps")
     precision: str = _option("auto", "auto: the fastest of a short trial", ("auto", "float32", "bfloat16"))
     memory_format: str = _option("auto", "auto: the fastest of a short trial", ("auto", "contiguous", "channels-last"))
-    compile: bool = _option(False, "torch.compile the backbone (needs a C++ compiler on CPU)")
+    compile: str = _option(
+        "off",
+        "torch.compile the backbone (needs a C++ compiler on CPU); auto: where a trial says so",
+        ("auto", "on", "off"),
+    )
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(Recipe)
@@ -178,6 +182,8 @@ RECIPE_LIMIT = 1 << 20  # bytes
 
 def _typed(name: str, value: object, hint: object) -> object:
     """Check (and where harmless convert) a value against the field's annotation."""
+    if name == "compile":  # true and false in earlier recipes; YAML reads a bare on and off so, too
+        value = {"true": "on", "false": "off"}.get(str(value).lower(), value)
     options = typing.get_args(hint) if type(None) in typing.get_args(hint) else (hint,)
     if value is None and type(None) in options:
         return None

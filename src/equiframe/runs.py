@@ -312,7 +312,7 @@ class RunFolder:
         return (self.path / "metrics.json").is_file()
 
 
-MACHINE_FIELDS = ("device", "precision", "memory_format")
+MACHINE_FIELDS = ("device", "precision", "memory_format", "compile")
 
 
 def settings_that_differ(earlier: Recipe, asked: Recipe, left_open: Sequence[str] = ()) -> str:

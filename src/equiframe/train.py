@@ -22,7 +22,7 @@ from equiframe.losses import Loss, Targets
 from equiframe.measure import measure, open_run
 from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
-from equiframe.numerics import Numerics, choose_numerics
+from equiframe.numerics import Numerics, choose_numerics, keep_memory
 from equiframe.optimise import WeightAverage, at_sharpest_point, build_optimizer, fixed_statistics, set_learning_rate
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import RunFolder, as_json, as_npz, environment, settings_that_differ
@@ -64,7 +64,7 @@ class Trainer:
     seconds: float = 0.0  # of the epoch's steps so far
 
     def __post_init__(self) -> None:
-        self.backbone = torch.compile(self.model.backbone) if self.recipe.compile else self.model.backbone
+        self.backbone = torch.compile(self.model.backbone) if self.numerics.compile else self.model.backbone
         self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
 
     @property
@@ -269,16 +269,18 @@ def _train(
     recipe, card = settle(recipe, data)
     torch.manual_seed(recipe.seed)
     model = build_classifier(card, seed=recipe.seed, pretrained=recipe.pretrained and checkpoint is None)
+    steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)
+    keep_memory()
     numerics = choose_numerics(
-        model, card.image_size, recipe.batch_size,
-        device=recipe.device, precision=recipe.precision, memory_format=recipe.memory_format,
+        model, card.image_size, recipe.batch_size, device=recipe.device, precision=recipe.precision,
+        memory_format=recipe.memory_format, compile=recipe.compile, steps=steps,
     )  # fmt: skip
     recipe = recipe.with_(
-        precision=numerics.precision, memory_format=numerics.memory_format, device=str(numerics.device)
-    )
+        precision=numerics.precision, memory_format=numerics.memory_format, device=str(numerics.device),
+        compile="on" if numerics.compile else "off",
+    )  # fmt: skip
     model.to(numerics.device, memory_format=numerics.torch_memory_format)
     trainable = training_parameters(model)
-    steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)
     if steps < 300:
         say(f"note: only {steps} steps in all; a smaller --batch-size or more --epochs would train longer")
     for line in _describe(card, model, trainable, numerics):
@@ -453,5 +455,6 @@ def _describe(card: ModelCard, model: Classifier, trainable: dict[str, int], num
     return [
         f"method: {card.method} on {card.backbone}, {model.head.dim} features; trains {sum(trainable.values()):,} "
         f"parameters, in the head: {in_head}",
-        f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{tried}",
+        f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{', compiled' if numerics.compile else ''}{tried}"
+        + (f" ({numerics.note})" if numerics.note else ""),
     ]

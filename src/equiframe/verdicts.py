@@ -53,7 +53,8 @@ class Verdicts:
     """All methods against the one with the highest mean macro accuracy, and against a reference.
 
     The best is known only from these same test images, so its comparisons are corrected for all pairs of methods;
-    those with the reference, which was named before, for as many as there are.
+    those with the reference, which was named before, for as many as there are. The best against the reference is one of
+    the latter, wherever it is shown: a pair has one verdict.
     """
 
     best: str
@@ -94,6 +95,8 @@ def judge(
     to_reference = []
     if reference is not None:
         to_reference = _called([_hold(m, reference, macro, draws) for m in macro if m != reference])
+        of_best = [c for c in to_reference if c.method == best]
+        to_best = [_seen_from(reference, of_best[0]) if of_best and c.method == reference else c for c in to_best]
     over_images = {
         method: percentile_interval(np.mean([draws[method, s] for s in by_seed], axis=0), level=LEVEL)
         for method, by_seed in macro.items()
@@ -240,7 +243,8 @@ def difference_row(comparison: Comparison) -> list[str]:
     """The cells of `DIFFERENCE_COLUMNS`."""
     difference = "–" if comparison.difference is None else signed(comparison.difference)
     intervals = (comparison.over_seeds, comparison.over_images, comparison.over_both)
-    return [difference, *map(interval_text, intervals), comparison.call]
+    p = "" if comparison.p_holm is None else f", p = {comparison.p_holm:.2g}"
+    return [difference, *map(interval_text, intervals), comparison.call + p]
 
 
 def difference_note(family: Sequence[Comparison], num_corrected: int) -> str:
@@ -250,7 +254,10 @@ def difference_note(family: Sequence[Comparison], num_corrected: int) -> str:
         text += " (for single seeds this does not cover the variation between trainings)"
     text += (
         ", over both as crossed random effects. A verdict needs "
-        f"{LEAST_SEEDS} shared seeds and p < 5 % over both" + _corrected(num_corrected) + "."
+        f"{LEAST_SEEDS} shared seeds and p < 5 % over both"
+        + _corrected(num_corrected)
+        + "; it is never surer than over "
+        "seeds alone."
     )
     if any(c.num_seeds and c.over_images is None for c in family):
         text += " Runs without predictions.npz, or with other test images, have no interval over images: over seeds decides."
@@ -258,7 +265,9 @@ def difference_note(family: Sequence[Comparison], num_corrected: int) -> str:
 
 
 def _corrected(num: int) -> str:
-    return f" after Holm's correction for {num} comparisons" if num > 1 else ""
+    if num < 2:
+        return ""
+    return f" after Holm's correction for {num} comparisons (the best and the reference: for those with the reference)"
 
 
 def in_words(verdicts: Verdicts, best_macro: float) -> str:

@@ -68,6 +68,10 @@ def recipe_flags(parser: argparse.ArgumentParser, *, without: Sequence[str] = ()
             kind = next(k for k in kinds if k is not type(None))
             metavar = {int: "N", float: "X", str: "NAME"}[kind]
             options |= {"type": kind, "metavar": "|".join(f.metadata["choices"]) or metavar}
+        if f.name == "compile":  # --compile alone and --no-compile, as when it was a switch
+            options |= {"nargs": "?", "const": "on"}
+            group.add_argument("--no-compile", dest="compile", action="store_const", const="off",
+                               default=argparse.SUPPRESS, help="--compile off")  # fmt: skip
         group.add_argument("--" + f.name.replace("_", "-"), **options)
 
 

@@ -10,6 +10,7 @@ from equiframe.frames.bases import BasesFrame, GoldFrame, KerdockFrame
 from equiframe.frames.bounds import line_bound, lower_bound
 from equiframe.frames.code import MOST, CodeFrame
 from equiframe.frames.embedded import LARGEST, EmbeddedFrame, capacity, inner_dim
+from equiframe.frames.order import OrderedFrame
 from equiframe.frames.orthoplex import OrthoplexFrame
 from equiframe.frames.simplex import SimplexFrame
 
@@ -95,7 +96,11 @@ def describe_frame(frame: Frame) -> dict[str, object]:
 
 
 def _reason(frame: Frame) -> str:
+    if isinstance(frame, OrderedFrame):
+        return _reason(frame.frame) + "; in an order of its own"
     k, d = frame.num_classes, frame.dim
+    if frame.geometry == "tree":
+        return "siblings have one cosine, all others another: the smallest that is possible"
     if frame.geometry == "simplex":
         return f"K <= D+1 = {d + 1}: all angles equal"
     if frame.geometry == "orthoplex":

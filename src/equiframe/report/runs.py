@@ -105,8 +105,11 @@ def _read(folder: RunFolder) -> RunData:
 def group_runs(runs: Sequence[RunData]) -> list[Group]:
     """Groups by method (or variant), best macro accuracy first. Runs of one that differ in more than the seed are kept apart.
 
+    What the machine chose (precision, …) makes no group of its own, unless a seed would be counted twice.
+
     Raises:
-        InputError: if the runs do not share their classes: they cannot be drawn into one picture.
+        InputError: if the runs do not share their classes (they cannot be drawn into one picture), or if two are the same
+            training: an sd over copies would be a lie.
     """
     names = [c["name"] for c in runs[0].metrics["classes"]]
     for run in runs:
@@ -115,17 +118,28 @@ def group_runs(runs: Sequence[RunData]) -> list[Group]:
     groups: dict[str, list[RunData]] = {}
     for run in runs:
         same_row = [r for r in runs if r.row == run.row]
+        seeds = [(r.recipe.seed, tuple(map(str, _settings(r).values()))) for r in same_row]
+        machine = len(set(seeds)) < len(seeds)
         own = [
             f"{k.replace('_', ' ')} {v}"
-            for k, v in _settings(run).items()
-            if any(_settings(r)[k] != v for r in same_row)
+            for k, v in _settings(run, machine=machine).items()
+            if any(_settings(r, machine=machine)[k] != v for r in same_row)
         ]
         groups.setdefault(run.row + (f" ({', '.join(own)})" if own else ""), []).append(run)
+    for name, members in groups.items():
+        first: dict[int, RunData] = {}
+        for run in members:
+            if run.recipe.seed in first:
+                raise InputError(
+                    f"{first[run.recipe.seed].path} and {run.path} are both {name} with seed {run.recipe.seed}: one training "
+                    "counts once; report one of them"
+                )
+            first[run.recipe.seed] = run
     ordered = [Group(name, sorted(members, key=lambda r: r.recipe.seed)) for name, members in groups.items()]
     return sorted(ordered, key=lambda g: -(g.mean("macro") or 0))
 
 
-def _settings(run: RunData) -> dict[str, object]:
-    """What makes a run another method: not its name, its seed, nor the machine's choices."""
-    kept = {k: v for k, v in run.recipe.to_dict().items() if k not in ("method", "seed", "compile")}
-    return {k: v for k, v in kept.items() if k not in (*WITHOUT_EFFECT, *MACHINE_FIELDS)}
+def _settings(run: RunData, *, machine: bool = False) -> dict[str, object]:
+    """What makes a run another method: not its name, its seed, nor (without ``machine``) the machine's choices."""
+    left_out = ("method", "seed", *WITHOUT_EFFECT, *(() if machine else MACHINE_FIELDS))
+    return {k: v for k, v in run.recipe.to_dict().items() if k not in left_out}
