@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from equiframe import numerics
-from equiframe.backbones import make_backbone
+from equiframe.backbones import MLP, make_backbone
 from equiframe.cli import main
 from equiframe.errors import InputError
 from equiframe.heads import LinearHead
@@ -230,3 +230,18 @@ def test_a_choice_in_words():
     assert str(Numerics(torch.device("cpu"), "bfloat16", "channels-last", {}, compile=True)) == (
         "bfloat16 channels-last compiled"
     )
+
+
+def test_short_steps_stay_in_float32(monkeypatch):
+    """Where nothing is to be gained, the noise of a trial must not decide how equal commands compute."""
+    monkeypatch.setattr(numerics, "_speeds", lambda model, candidates, size, batch: (
+        {str(c): 1e5 * (1 + i) for i, c in enumerate(candidates)}, False))  # fmt: skip
+    monkeypatch.setattr(numerics, "fast_bfloat16", lambda device: True)
+    model = Classifier(MLP(3 * 8 * 8, width=8), LinearHead(8, 2))
+    chosen = numerics.choose_numerics(model, 8, 64, device="cpu", precision="auto", memory_format="auto")
+    assert (chosen.precision, chosen.memory_format) == ("float32", "contiguous")
+    assert "need no choice" in chosen.note
+    monkeypatch.setattr(numerics, "SHORT_STEP", 0.0)
+    assert numerics.choose_numerics(
+        model, 8, 64, device="cpu", precision="auto", memory_format="auto"
+    ).precision == "bfloat16"  # fmt: skip

@@ -29,6 +29,7 @@ from equiframe.runs import atomic_write, environment
 
 # seconds of eager training: compiling saves about a sixth of them and takes minutes on a small CPU (docs/performance.md)
 COMPILING_PAYS_AFTER = 1800.0
+SHORT_STEP = 0.005  # seconds: below, a training is short anyway and a trial measures the machine's other work
 _FORMATS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
@@ -97,7 +98,8 @@ def choose_numerics(
     """Settle ``auto`` fields: time training steps of the model itself in each candidate and keep the fastest.
 
     A fixed choice is taken without a trial. The trial works on a copy and leaves the model and torch's random state as
-    they were. A later candidate is taken only if it is more than 1.1 times as fast as an earlier one.
+    they were. A later candidate is taken only if it is more than 1.1 times as fast as an earlier one; where a step of the
+    first (float32) takes less than `SHORT_STEP`, none is.
 
     Args:
         compile: ``on``, ``off``, or ``auto``: the fastest candidate is tried compiled, too, if the run is long enough.
@@ -115,8 +117,10 @@ def choose_numerics(
     best, trial, notes = candidates[0], {}, []
     if len(candidates) > 1 or compile == "auto":
         trial, kept = _speeds(model, candidates, image_size, batch)
-        best = _fastest(candidates, trial)
+        short = batch / trial[str(best)] < SHORT_STEP
+        best = best if short else _fastest(candidates, trial)
         notes.append("kept from an earlier trial" if kept else "")
+        notes.append("steps this short need no choice" if short else "")
     if compile == "auto":
         seconds = steps * batch_size / trial[str(best)]
         if seconds <= COMPILING_PAYS_AFTER:
@@ -172,7 +176,9 @@ def _speeds(
             if candidate.compile:
                 step()  # compiles
         seconds: list[list[float]] = [[] for _ in steps]
-        for _ in range(3):  # in turn, so that a busy moment of the machine does not decide; the best of each counts
+        rounds = 0  # in turn, so that a busy moment of the machine does not decide; the best of each counts
+        while rounds < 3 or (rounds < 20 and sum(map(sum, seconds)) < 0.2 * len(steps)):
+            rounds += 1
             for times, step in zip(seconds, steps, strict=True):
                 started = time.perf_counter()
                 step()
