@@ -278,7 +278,7 @@ def test_bad_images_are_skipped_and_listed(class_folder, tmp_path, monkeypatch, 
     assert main(["predict", str(finished_run), str(root / "test"), "--on-bad-image", "skip", "--device", "cpu"]) == 0
     out, error = capsys.readouterr()
     assert len(out.splitlines()) == 1 + 7
-    assert "501.png" not in out
+    assert "dog/501.png" not in out
     assert "501.png" in error
     assert "skipped 1 of 8 images" in error
 

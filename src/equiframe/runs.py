@@ -130,7 +130,6 @@ class RunFolder:
         for folder in (self.path, self.path / "checkpoints"):
             for left in folder.glob(".*.tmp"):
                 left.unlink(missing_ok=True)
-        settle_checksums(self.path)
 
     def release(self) -> None:
         if self._lock is not None:
@@ -267,7 +266,9 @@ class RunFolder:
         return records
 
     def rewind_history(self, epochs: int) -> None:
-        """Forget epochs after the given number: those that the checkpoint does not have."""
+        """Forget epochs after the given number, those that the checkpoint does not have, and announcements of files that were
+        never written: from here on the run goes on."""
+        settle_checksums(self.path)
         kept = [r for r in self.history() if r["epoch"] < epochs]
         self.write("history.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
