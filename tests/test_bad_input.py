@@ -1,8 +1,10 @@
 """Whatever is wrong with the input: exit code 2, one clear line, no traceback, nothing half-written left behind."""
 
 import json
+import os
 import shutil
 import signal
+import zlib
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,11 +34,32 @@ def world(tmp_path_factory, finished_run):
     for name in ("empty", "flat", "hollow/train", "hollow/test"):
         (root / name).mkdir(parents=True)
     (root / "flat" / "a.png").write_bytes(good)
+    bomb = good[:16] + (60_000).to_bytes(4, "big") * 2 + good[24:29]  # a PNG header of 60,000 x 60,000 pixels
+    bomb += zlib.crc32(bomb[12:29]).to_bytes(4, "big") + good[33:]
+    for name, bad in {"zero": b"", "bomb": bomb, "html": b"<html>", "noise": b"\xff\xd8" + bytes(99)}.items():
+        for k, c in enumerate(("cat", "dog")):
+            write_class(root / name / c, k, 8)
+        (root / name / "dog" / "003.png").write_bytes(bad)
+    for k, c in enumerate(("c\nt", "d\u00f6g")):
+        write_class(root / "odd names" / c, k, 8)
+    (root / "odd names" / "c\nt" / "00\n3.png").write_bytes(good[:150])
+    (root / "loop").mkdir()
+    os.symlink(root / "loop" / "cat", root / "loop" / "cat")
+    for k, c in enumerate(("cat", "dog")):
+        write_class(root / "dangling" / c, k, 8)
+    os.symlink(root / "nothing.png", root / "dangling" / "dog" / "a.png")
+    for name, text in {"words": "pets/cat/000.png cat", "short": "pets/cat/000.png", "minus": "pets/cat/000.png -1",
+                       "gap": "pets/cat/000.png 0\npets/dog/000.png 2\npets/dog/001.png 2", "none": "", "lost": "no.png 0",
+                       "wild": "pets/cat/000.png 99999999999"}.items():  # fmt: skip
+        (root / f"{name}.lst").write_text(text)
     (root / "file").write_text("x")
     for k in range(100):
         write_class(root / "hundred" / f"{k:03d}", k, 2)
 
     write_parquet(root / "outside" / "train.parquet", [good] * 3, [0, 1, 2], ["cat", "dog"])
+    write_parquet(root / "no rows" / "train.parquet", [], [])
+    write_parquet(root / "null label" / "train.parquet", [good] * 3, [0, None, 1])
+    write_parquet(root / "fractions" / "train.parquet", [good] * 3, [0.0, 1.0, 0.5])
     write_parquet(root / "negative" / "train.parquet", [good] * 3, [0, 1, -1])
     write_parquet(root / "null" / "train.parquet", [good, None, good], [0, 1, 1])
     write_parquet(root / "junk-image" / "train.parquet", [good] * 9 + [good[:99]], [0, 1] * 5)
@@ -117,6 +140,27 @@ CASES = {
     "Parquet label in words": (train_on("words"), "row 0 of words/train.parquet has no whole-number label"),
     "not Parquet": (train_on("not-parquet"), "not a readable Parquet file: not-parquet/train.parquet"),
     "Parquet without train": (train_on("test-only"), "test-only"),
+    "empty image": (train_on("zero"), "dog/003.png"),
+    "decompression bomb": (train_on("bomb"), "would unpack to too many pixels: dog/003.png"),
+    "decompression bomb, streamed": (train_on("bomb", "--data-mode", "stream"), "too many pixels: dog/003.png"),
+    "HTML called PNG": (train_on("html"), "not an image, .*: dog/003.png"),
+    "JPEG of nothing": (train_on("noise"), "dog/003.png"),
+    "newline in a name": (train_on("odd names"), "(truncated or damaged): c t/00 3.png"),
+    "symlink loop": (train_on("loop"), "loop has no class folders"),
+    "dangling symlink": (train_on("dangling"), "image not found: dangling/dog/a.png"),
+    "Parquet without rows": (train_on("no rows"), "no images in no rows"),
+    "Parquet with a null label": (train_on("null label"), "row 1 of .* has no whole-number label"),
+    "Parquet with fractions": (train_on("fractions"), "has no whole-number label"),
+    "list of words": (train_on("words.lst"), "words.lst, line 1: expected `path label`"),
+    "list without labels": (train_on("short.lst"), "short.lst, line 1: expected `path label`"),
+    "list with a negative label": (train_on("minus.lst"), "minus.lst, line 1: expected `path label`"),
+    "list with a gap": (train_on("gap.lst"), "gap.lst: no line has label 1"),
+    "empty list": (train_on("none.lst"), "no images in none.lst"),
+    "list of nothing there": (train_on("lost.lst"), "no image 'no.png' under"),
+    "list with a wild label": (train_on("wild.lst"), "wild.lst, line 1: label 99999999999 is outside"),
+    "all images bad": (["predict", "run", "bad.png", "--on-bad-image", "skip"], "none of the 1 images can be read"),
+    "what to do with bad images": (train_on("pets", "--on-bad-image", "ignore"), "unknown on bad image 'ignore'"),
+    "time to stop": (train_on("pets", "--stop-after", "soon"), "'soon' is not a time such as 90s"),
     "no built-in data": (train_on("svhn", "--data-root", "empty"), "svhn is not under --data-root empty"),
     # what does not fit
     "K and D": (
@@ -292,7 +336,7 @@ CASES = {
 
 
 def tree(root):
-    return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in root.rglob("*") if p.name != "__pycache__"}
+    return {p: (p.lstat().st_mtime_ns, p.lstat().st_size) for p in root.rglob("*") if p.name != "__pycache__"}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -338,8 +382,6 @@ def test_nothing_but_the_line_in_a_real_process(equiframe, world):
 
 def test_a_folder_that_may_not_be_read(world, monkeypatch, capsys):
     """Root may read everything, so the system's answer is imitated."""
-    import os
-
     monkeypatch.chdir(world)
     scandir = os.scandir
 

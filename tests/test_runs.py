@@ -357,6 +357,7 @@ def test_damaged_model_files(finished_run, tmp_path):
     ):
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(finished_run, run)
+        (run / "checksums.json").unlink()  # as for files that were put together on purpose
         (run / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         with pytest.raises(InputError, match=message):
             load_classifier(run)

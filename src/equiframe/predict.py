@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from equiframe.data.batches import Loader
-from equiframe.data.images import EXTENSIONS
+from equiframe.data.images import EXTENSIONS, unreadable
 from equiframe.data.sources import ImageSet, list_images
 from equiframe.errors import InputError
 from equiframe.model import Classifier, ModelCard
@@ -33,6 +33,14 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
         else:
             raise InputError(f"no such image or folder: {item}")
     return found
+
+
+def split_readable(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The images that can be decoded, and why each of the others cannot. All of them bad is an `InputError`."""
+    bad = unreadable(list(images), [str(path) for path in images])
+    if len(bad) == len(images):
+        raise InputError(f"none of the {len(images):,} images can be read; {bad[0]}")
+    return [path for i, path in enumerate(images) if i not in bad], list(bad.values())
 
 
 @torch.no_grad()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import reprlib
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from equiframe.errors import InputError, unknown
+from equiframe.files import read_limited
 
 
 def _option(default, text: str, choices: tuple[str, ...] = ()):
@@ -52,6 +54,9 @@ class Recipe:
     )
     draft: bool = _option(
         False, "streamed training images: decode large JPEGs at 1/2, 1/4 or 1/8 where twice the side is left"
+    )
+    on_bad_image: str = _option(
+        "error", "an image that cannot be read ends the run, or is left out (all are decoded once)", ("error", "skip")
     )
     workers: int = _option(2, "decoding threads")
     # method
@@ -171,6 +176,11 @@ PACKAGED_RECIPES = Path(__file__).with_name("recipes")
 WITHOUT_EFFECT = ("workers", "data_root", "download", "track", "log")  # fields that do not decide the result
 
 
+_SHORT = reprlib.Repr()  # a few lines of YAML may stand for gigabytes
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong = 2, 80, 80
+RECIPE_LIMIT = 1 << 20  # bytes
+
+
 def _typed(name: str, value: object, hint: object) -> object:
     """Check (and where harmless convert) a value against the field's annotation."""
     if name == "compile":  # true and false in earlier recipes; YAML reads a bare on and off so, too
@@ -192,7 +202,7 @@ def _typed(name: str, value: object, hint: object) -> object:
         return tuple(_typed(name, v, int) for v in value)
     label = "a list of whole numbers" if typing.get_origin(kind) is tuple else {
         float: "a finite number", int: "a whole number", bool: "true or false", str: "text"}[kind]  # fmt: skip
-    raise InputError(f"field {name!r} must be {label}, got {value!r}")
+    raise InputError(f"field {name!r} must be {label}, got {_SHORT.repr(value)}")
 
 
 def packaged_recipes() -> dict[str, str]:
@@ -213,10 +223,14 @@ def load_recipe(path: str | Path) -> dict[str, object]:
             raise unknown("recipe", path, packaged_recipes())
         path = PACKAGED_RECIPES / f"{path}.yaml"
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_limited(Path(path), RECIPE_LIMIT).decode("utf-8"))
     except OSError as error:
         raise InputError(f"cannot read recipe {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (
+        Exception
+    ) as error:  # hostile text makes PyYAML raise more than its own: ValueError, IndexError, RecursionError
         raise InputError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
         raise InputError(f"recipe {path} must be a mapping of fields, got {type(content).__name__}")

@@ -1,7 +1,8 @@
 """The run folder: what a training leaves behind. Every file is written whole or not at all.
 
 ``recipe.yaml`` (resolved), ``environment.json``, ``split.json`` (exact images and a hash), ``history.jsonl`` (one
-line an epoch), ``checkpoints/last.pt``, ``model.safetensors`` + ``model.json``, ``predictions.npz``, ``metrics.json``.
+line an epoch), ``checkpoints/last.pt`` and the one before, ``previous.pt``, ``model.safetensors`` + ``model.json``,
+``predictions.npz``, ``metrics.json``, and the ``checksums.json`` of them all.
 """
 
 from __future__ import annotations
@@ -14,41 +15,45 @@ import platform
 import shlex
 import sys
 import zipfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
 
 from equiframe.errors import InputError
+from equiframe.files import (
+    CHECKSUMS,
+    LOCK,
+    announce,
+    atomic_write,
+    checksum,
+    lock,
+    read_checksums,
+    settle_checksums,
+    verify,
+    write_checksums,
+)
 from equiframe.recipe import WITHOUT_EFFECT, Recipe, dump_recipe, load_recipe
 
+CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/previous.pt")
+ARRAYS_LIMIT = 4 << 30  # bytes that predictions.npz may unpack to
 
-def atomic_write(path: Path, content: bytes | str) -> None:
-    """Replace a file in one step: readers see the old content or the new, also after a crash."""
-    if isinstance(content, str):
-        content = content.encode(errors="surrogateescape")  # file names may hold bytes that are not UTF-8
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            with open(temporary, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
-            raise
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from error
-    if hasattr(os, "O_DIRECTORY"):  # the new name, too, is on the disk; some file systems cannot promise it
-        with contextlib.suppress(OSError):
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+
+def as_json(content: object) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def as_yaml(recipe: Recipe) -> bytes:
+    return dump_recipe(recipe).encode(errors="surrogateescape")  # file names may hold bytes that are not UTF-8
+
+
+def as_npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    return buffer.getvalue()
 
 
 class RunFolder:
@@ -57,6 +62,11 @@ class RunFolder:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._made: list[Path] = []  # folders that `begin` created, innermost first
+        self._claimed = False
+        self._lock: BinaryIO | None = None
+
+    def __del__(self) -> None:
+        self.release()
 
     def __str__(self) -> str:
         return str(self.path)
@@ -81,7 +91,9 @@ class RunFolder:
             earlier = self.agree(recipe)
         elif resume:
             raise InputError(f"nothing to resume: {self.path} holds no run")
-        elif self.path.is_dir() and any(p for p in self.path.iterdir() if not p.name.startswith(".")):
+        elif self.path.is_dir() and any(
+            p for p in self.path.iterdir() if not p.name.startswith(".") and p.name != CHECKSUMS
+        ):  # a run that was killed before its recipe was written has nothing else
             raise InputError(f"output folder {self.path} is not empty and not a run; choose another --out")
         there = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not there.is_dir():
@@ -104,8 +116,25 @@ class RunFolder:
         """An error if the run began with other images than these."""
         if (self.path / "split.json").is_file():
             earlier = self.read_json("split.json")
-            if any(earlier.get(key) != split[key] for key in ("fingerprint", "hash")):
+            same = all(earlier.get(key) == split[key] for key in ("fingerprint", "hash"))
+            if not same or earlier.get("skipped", []) != split.get("skipped", []):
                 raise InputError(f"the data changed since {self.path} began; choose another --out")
+
+    def claim(self) -> None:
+        """Keep other processes out until `release` or the end of this one, and tidy up after one that was killed.
+
+        Raises:
+            InputError: if another process trains here.
+        """
+        self._lock, self._claimed = lock(self.path), True
+        for folder in (self.path, self.path / "checkpoints"):
+            for left in folder.glob(".*.tmp"):
+                left.unlink(missing_ok=True)
+
+    def release(self) -> None:
+        if self._lock is not None:
+            self._lock.close()
+        self._lock, self._claimed = None, False
 
     def begin(self, asked: Recipe, settled: Recipe, split: dict, environment: dict) -> None:
         """Make the folder and write what is known before training. Killed at any point, it can be resumed: the recipe
@@ -113,21 +142,30 @@ class RunFolder:
         self._made = [p for p in (self.path, *self.path.absolute().parents) if not p.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.write_recipe(asked)
+            if not self._claimed:
+                self.claim()
+                if (self.path / "recipe.yaml").exists():
+                    self.release()
+                    raise InputError(f"{self.path} was taken by another run meanwhile; choose another --out")
+            self.write_files({"recipe.yaml": as_yaml(asked)})
             (self.path / "checkpoints").mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot create {self.path}: {error.strerror}") from error
-        self.write_json("split.json", split)
         before, after = asked.to_dict(), settled.to_dict()
         left_open = [name for name in after if before[name] != after[name]]
-        self.write_json("environment.json", environment | {"left_open": left_open})
-        self.write_recipe(settled)
+        self.write_files(
+            {
+                "split.json": as_json(split),
+                "environment.json": as_json(environment | {"left_open": left_open}),
+                "recipe.yaml": as_yaml(settled),
+            }
+        )
 
     def discard(self) -> None:
         """Take back `begin` if nothing was trained since: a run that failed at once leaves no folder behind."""
-        if (self.path / "checkpoints" / "last.pt").exists():
+        if not self._claimed or any((self.path / name).exists() for name in CHECKPOINTS):
             return
-        for name in ("environment.json", "split.json", "history.jsonl", "recipe.yaml"):
+        for name in ("environment.json", "split.json", "history.jsonl", CHECKSUMS, "recipe.yaml", LOCK):
             (self.path / name).unlink(missing_ok=True)
         for made in (self.path / "checkpoints", *self._made):
             with contextlib.suppress(OSError):  # not empty: somebody else's
@@ -138,16 +176,14 @@ class RunFolder:
     def write(self, name: str, content: bytes | str) -> None:
         atomic_write(self.path / name, content)
 
+    def write_files(self, files: Mapping[str, bytes]) -> None:
+        """Write files in the given order, their checksums before all."""
+        announce(self.path, files)
+        for name, content in files.items():
+            self.write(name, content)
+
     def write_json(self, name: str, content: object) -> None:
-        self.write(name, json.dumps(content, indent=1, allow_nan=False) + "\n")
-
-    def write_arrays(self, name: str, arrays: dict[str, np.ndarray]) -> None:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays)
-        self.write(name, buffer.getvalue())
-
-    def write_recipe(self, recipe: Recipe) -> None:
-        self.write("recipe.yaml", dump_recipe(recipe))
+        self.write_files({name: as_json(content)})
 
     def append_history(self, record: dict) -> None:
         try:
@@ -159,62 +195,118 @@ class RunFolder:
             raise InputError(f"cannot write {self.path / 'history.jsonl'}: {error.strerror}") from error
 
     def save_checkpoint(self, state: dict) -> None:
+        """Save as ``last.pt``; the one that was last stays as ``previous.pt``. A failure leaves both as they are."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        self.write("checkpoints/last.pt", buffer.getbuffer())
+        last, previous = CHECKPOINTS
+        try:
+            table = read_checksums(self.path)
+            now = table.get(last, [])[:1]
+            table[previous] = now + table.get(previous, [])[:1]
+            table[last] = [checksum(buffer.getbuffer()), *now]
+            write_checksums(self.path, table)
+            atomic_write(self.path / last, buffer.getbuffer(), keep=self.path / previous)
+        except InputError as error:
+            kept = next((name for name in CHECKPOINTS if (self.path / name).is_file()), None)
+            raise InputError(f"{error}; {kept or 'no checkpoint'} is kept") from error
+
+    def drop_previous_checkpoint(self) -> None:
+        """Once all results are written the last checkpoint is enough."""
+        (self.path / CHECKPOINTS[1]).unlink(missing_ok=True)
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
     def recipe(self) -> Recipe:
-        return Recipe(**load_recipe(self.path / "recipe.yaml"))
+        fields = load_recipe(self.path / "recipe.yaml")
+        verify(self.path, "recipe.yaml", (self.path / "recipe.yaml").read_bytes())
+        return Recipe(**fields)
 
     def read_json(self, name: str) -> dict:
         try:
-            content = json.loads((self.path / name).read_bytes())
+            raw = (self.path / name).read_bytes()
+            content = json.loads(raw)
         except FileNotFoundError as error:
             raise InputError(f"{self.path} has no {name}: not a finished run") from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self.path / name} is damaged: {error}") from error
         if not isinstance(content, dict):
             raise InputError(f"{self.path / name} is damaged: not a record")
+        verify(self.path, name, raw)
         return content
 
     def read_arrays(self, name: str) -> dict[str, np.ndarray] | None:
-        """The arrays of a file that `write_arrays` wrote; None where there is none (runs of earlier versions)."""
+        """The arrays of a file that `as_npz` made; None where there is none (runs of earlier versions)."""
         if not (self.path / name).is_file():
             return None
+        raw = (self.path / name).read_bytes()
         try:
-            with np.load(self.path / name, allow_pickle=False) as file:
+            with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > ARRAYS_LIMIT:
+                raise InputError(f"{self.path / name} would unpack to {unpacked:,} bytes; refused")
+            verify(self.path, name, raw)
+            with np.load(io.BytesIO(raw), allow_pickle=False) as file:
                 return dict(file)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+        except InputError:
+            raise
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(f"{self.path / name} is damaged: {error}") from error
 
     def history(self) -> list[dict]:
-        """The epochs so far. A last line that a crash cut short is left out."""
+        """The epochs so far. A last line that a crash cut short is left out; a damaged one before it is an error."""
         path = self.path / "history.jsonl"
         records = []
-        for line in path.read_bytes().splitlines() if path.is_file() else ():
+        lines = path.read_bytes().splitlines() if path.is_file() else []
+        for number, line in enumerate(lines, 1):
             try:
                 records.append(json.loads(line))
-            except ValueError:
-                break
+            except ValueError as error:
+                if number < len(lines):
+                    raise InputError(f"{path} is damaged: line {number} is no record") from error
         return records
 
     def rewind_history(self, epochs: int) -> None:
-        """Forget epochs after the given number: those that the checkpoint does not have."""
+        """Forget epochs after the given number, those that the checkpoint does not have, and announcements of files that were
+        never written: from here on the run goes on."""
+        settle_checksums(self.path)
         kept = [r for r in self.history() if r["epoch"] < epochs]
         self.write("history.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
-    def load_checkpoint(self) -> dict | None:
-        path = self.path / "checkpoints" / "last.pt"
-        if not path.is_file():
+    def load_checkpoint(self, say: Callable[[str], None] = lambda text: None) -> dict | None:
+        """The last checkpoint, or the one before where the last is damaged (it is set aside as ``damaged.pt``) or a crash
+        came between the two; None where there is neither. ``say`` is told.
+
+        Raises:
+            InputError: if the last is damaged and there is no other.
+        """
+        last, previous = (self.path / name for name in CHECKPOINTS)
+        if last.is_file():
+            try:
+                return self._read_checkpoint(CHECKPOINTS[0])
+            except InputError as error:
+                if not previous.is_file():
+                    raise
+                state, why = self._read_checkpoint(CHECKPOINTS[1]), str(error)
+                os.replace(last, last.with_name("damaged.pt"))
+        elif previous.is_file():
+            state, why = self._read_checkpoint(CHECKPOINTS[1]), f"{last} was not written to the end"
+        else:
             return None
+        say(f"note: {why}; continuing from the checkpoint before it, {previous.name}")
+        return state
+
+    def _read_checkpoint(self, name: str) -> dict:
+        path = self.path / name
         try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise InputError(
-                f"checkpoint {path} cannot be read: {(str(error) or repr(error)).splitlines()[0]}"
-            ) from error
+            content = path.read_bytes()
+            with zipfile.ZipFile(io.BytesIO(content)) as archive:
+                if sum(member.file_size for member in archive.infolist()) > len(content):
+                    raise InputError("it would unpack to more than it holds")
+            verify(self.path, name, content)
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file makes unpicklers raise all sorts; weights_only: none runs code
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise InputError(f"checkpoint {path} cannot be read: {reason}") from error
 
     @property
     def finished(self) -> bool:

@@ -25,7 +25,7 @@ from equiframe.model import Classifier, ModelCard, build_classifier, save_classi
 from equiframe.numerics import Numerics, choose_numerics, keep_memory
 from equiframe.optimise import WeightAverage, at_sharpest_point, build_optimizer, fixed_statistics, set_learning_rate
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
-from equiframe.runs import RunFolder, environment, settings_that_differ
+from equiframe.runs import RunFolder, as_json, as_npz, environment, settings_that_differ
 from equiframe.second_stage import run_second_stage
 from equiframe.tracking import Tracker, check_tracks, event_writer, make_loader
 
@@ -91,10 +91,10 @@ class Trainer:
                 progress({"epoch": self.epoch, "step": self.step, "steps": steps, "loss": self.loss_sum / self.step})
             if stop_requested() and self.step < steps:
                 self.loss_sum += self._finite(float(pending), lr)
+                self._check_weights(lr)
                 raise Interrupted
             started = time.perf_counter()
-        if not all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):
-            raise self._diverged("a weight became infinite or NaN", lr)
+        self._check_weights(lr)
         record = {
             "epoch": self.epoch,
             "loss": self.loss_sum / steps,
@@ -127,9 +127,17 @@ class Trainer:
         return loss.detach()
 
     def _finite(self, loss: float, lr: float) -> float:
-        if math.isfinite(loss):
-            return loss
-        raise self._diverged(f"the loss became {loss}", lr)
+        """The loss, looked at together with the gradients of the last step: a bad one may come of a finite loss."""
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss became {loss}", lr)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        if gradients and not math.isfinite(torch.nn.utils.get_total_norm(gradients, math.inf)):
+            raise self._diverged("a gradient became infinite or NaN", lr)
+        return loss
+
+    def _check_weights(self, lr: float) -> None:
+        if not all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):
+            raise self._diverged("a weight became infinite or NaN", lr)
 
     def _diverged(self, what: str, lr: float) -> InputError:
         return InputError(
@@ -230,17 +238,34 @@ def train(
     check_tracks(recipe.track, build_loss(fields, [1, 1]))  # what can be refused is refused before any work
     check_backbone(recipe.backbone)
     folder = RunFolder(out)
+    try:
+        return _train(folder, recipe, resume, data, say, progress, stop)
+    finally:
+        folder.release()
+
+
+def _train(
+    folder: RunFolder,
+    recipe: Recipe,
+    resume: bool,
+    data: PreparedData | None,
+    say: Callable[[str], None],
+    progress: Progress,
+    stop: Callable[[], bool],
+) -> dict[str, object]:
+    """`train` in a folder that is released afterwards."""
     earlier = folder.check(recipe, resume=resume)
     if folder.finished:
         say(f"{folder} is finished")
         return folder.read_json("metrics.json")
     asked, checkpoint = recipe, None
     if earlier is not None:  # the run goes on as it was settled then
+        folder.claim()
         recipe = earlier.with_(**{name: getattr(recipe, name) for name in WITHOUT_EFFECT})
     data = data or prepare_data(recipe, say)
     if earlier is not None:
         folder.check_split(data.manifest)
-        checkpoint = folder.load_checkpoint()
+        checkpoint = folder.load_checkpoint(say)
     recipe, card = settle(recipe, data)
     torch.manual_seed(recipe.seed)
     model = build_classifier(card, seed=recipe.seed, pretrained=recipe.pretrained and checkpoint is None)
@@ -352,10 +377,11 @@ def finish(
         "selected": "last epoch" + (", average of weights" if recipe.ema else ""),
         **chosen,
     }
-    save_classifier(model, measured.card, folder.write)
-    folder.write_json("details.json", measured.details)
-    folder.write_arrays("predictions.npz", measured.predictions)
-    folder.write_json("metrics.json", metrics)
+    files: dict[str, bytes] = {}
+    save_classifier(model, measured.card, files.__setitem__)
+    files |= {"details.json": as_json(measured.details), "predictions.npz": as_npz(measured.predictions)}
+    folder.write_files(files | {"metrics.json": as_json(metrics)})  # last: with it the run is finished
+    folder.drop_previous_checkpoint()
     return metrics
 
 
@@ -407,6 +433,8 @@ def apply_second_stage(
     except BaseException:
         folder.discard()
         raise
+    finally:
+        folder.release()
 
 
 def _in_words(chosen: dict[str, object]) -> str:

@@ -30,6 +30,8 @@ def add_verbs(verb: AddVerb) -> None:
     sub.add_argument("--out", metavar="FILE.csv", help="where to write the CSV [stdout]")
     sub.add_argument("--top", type=int, default=5, metavar="K", help="how many classes an image [5]")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
+    sub.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
+                     help="an image that cannot be read ends it, or is told on stderr and left out [error]")  # fmt: skip
     sub = verb("second-stage", _second_stage, "give a finished run a better classifier on the features that it has")
     sub.add_argument("run", metavar="RUN", help="a run folder without a second stage; it stays as it is")
     sub.add_argument("--stage", required=True, metavar="NAME", help="crt, tau-norm, lws, label-aware-smoothing, ncm, …")
@@ -97,7 +99,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise InputError(f"--top must be at least 1, got {arguments.top}")
     from equiframe.model import load_classifier
-    from equiframe.predict import as_csv, find_images, predict
+    from equiframe.predict import as_csv, find_images, predict, split_readable
     from equiframe.runs import atomic_write
 
     target = Path(arguments.out) if arguments.out else None
@@ -105,6 +107,12 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise InputError(f"no such folder: {target.parent}")
     model, card = load_classifier(arguments.run)
     images = find_images(arguments.images)
+    if arguments.on_bad_image == "skip":
+        images, skipped = split_readable(images)
+        for reason in skipped:
+            print(f"skipped: {reason}", file=sys.stderr)
+        if skipped:
+            print(f"note: skipped {len(skipped):,} of {len(images) + len(skipped):,} images", file=sys.stderr)
     ranked = list(predict(model, card, images, top=arguments.top, device=arguments.device))
     if target is not None:
         atomic_write(target, as_csv(images, ranked))

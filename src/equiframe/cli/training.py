@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from pathlib import Path
 
-from equiframe.cli.flags import AddVerb, default_out, recipe_of
+from equiframe.cli.flags import AddVerb, default_out, recipe_of, seconds
 from equiframe.cli.terminal import Reporter, print_metrics, write_page
 
 
 def add_verbs(verb: AddVerb) -> None:
     sub = verb("train", _train, "train one model into a run folder", recipe=True)
     sub.add_argument("--resume", action="store_true", help="continue an interrupted run")
+    sub.add_argument(
+        "--stop-after",
+        type=seconds,
+        metavar="TIME",
+        help="save and stop (exit 130) after 90s, 55min or 2h; then --resume",
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    started = time.monotonic()
     recipe = recipe_of(arguments, saved=arguments.resume)
     out = Path(arguments.out) if arguments.out else default_out(recipe, recipe.method, f"s{recipe.seed}")
     from equiframe.train import Interrupted, train
 
+    def stop() -> bool:
+        return arguments.stop_after is not None and time.monotonic() - started >= arguments.stop_after
+
     reporter = Reporter(arguments.quiet)
     try:
-        metrics = train(recipe, out, resume=arguments.resume, say=reporter.say, progress=reporter.progress)
+        metrics = train(recipe, out, resume=arguments.resume, say=reporter.say, progress=reporter.progress, stop=stop)
     except Interrupted:
         reporter.say(f"stopped and saved in {out}; continue with: equiframe train --resume --out {out}")
         return 130

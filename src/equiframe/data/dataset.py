@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -92,6 +95,32 @@ class Dataset:
         if max(sides) == min(sides) and median <= 64:
             return int(median)
         return next((size for limit, size in ((48, 32), (96, 64), (180, 128)) if median <= limit), 224)
+
+
+def shared_content(one: ImageSet, two: ImageSet) -> list[tuple[str, str]]:
+    """Pairs of names of images that are the same file to the byte, in two sets that are still encoded.
+
+    Only files of a size that occurs in both are read (SHA-256).
+    """
+
+    def by_size(images: ImageSet) -> dict[int, list[int]]:
+        sizes: dict[int, list[int]] = {}
+        for i, source in enumerate(images.sources or ()):
+            with contextlib.suppress(OSError):  # one that is missing is named when it is decoded
+                sizes.setdefault(len(source) if isinstance(source, bytes) else os.path.getsize(source), []).append(i)
+        return sizes
+
+    def digest(source: str | Path | bytes) -> bytes:
+        return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).digest()
+
+    sizes_one, sizes_two = by_size(one), by_size(two)
+    pairs = []
+    for size in sizes_one.keys() & sizes_two.keys():
+        with contextlib.suppress(OSError):
+            known = {digest(one.sources[i]): one.names[i] for i in sizes_one[size]}
+            found = ((known.get(digest(two.sources[i])), two.names[i]) for i in sizes_two[size])
+            pairs += [(name, other) for name, other in found if name is not None]
+    return sorted(pairs)
 
 
 def with_pixels(images: ImageSet, size: int, *, workers: int = 2, progress=None) -> ImageSet:

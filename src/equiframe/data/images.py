@@ -116,6 +116,20 @@ def decode_all(sources: list, names: list[str], size: int, *, workers: int = 2, 
     return images
 
 
+def unreadable(sources: list, names: list[str], *, workers: int = 2) -> dict[int, str]:
+    """Position → reason of each image that cannot be decoded. Decodes all of them."""
+
+    def reason(i: int) -> str | None:
+        try:
+            decode_image(sources[i], name=names[i])
+        except InputError as error:
+            return " ".join(str(error).split())
+        return None
+
+    with ThreadPoolExecutor(workers) as pool:
+        return {i: why for i, why in enumerate(pool.map(reason, range(len(sources)))) if why is not None}
+
+
 def image_sizes(sources: list, names: list[str], *, at_most: int = 64) -> list[tuple[int, int]]:
     """(width, height) of an evenly spaced sample of the images; reads headers only."""
     step = max(1, len(sources) // at_most)

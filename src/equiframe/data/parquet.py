@@ -55,10 +55,10 @@ def load_parquet(path: Path, files: list[Path]) -> Dataset:
                 sources.append(content)
                 names.append((row.get("path") if isinstance(row, dict) else None) or f"{file.name}:{i}")
             column = table["label"]
-            if not pa.types.is_integer(column.type) or column.null_count:
+            if len(rows) and (not pa.types.is_integer(column.type) or column.null_count):
                 bad = next((i for i, value in enumerate(column.to_pylist()) if not isinstance(value, int)), 0)
                 raise InputError(f"row {bad} of {file} has no whole-number label (the column holds {column.type})")
-            labels.append(column.to_numpy().astype(np.int64))
+            labels.append(column.to_numpy().astype(np.int64) if rows else np.zeros(0, np.int64))
             class_names = class_names or _parquet_class_names(table.schema.metadata)
         sets[split] = ImageSet(np.concatenate(labels), names, sources=sources)
     if class_names is None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from equiframe.data.augment import parse_augmentation
 from equiframe.data.batches import IMAGENET_MEAN, IMAGENET_STD, RESIDENT_LIMIT, channel_statistics
+from equiframe.data.dataset import shared_content
+from equiframe.data.images import unreadable
 from equiframe.data.sources import Dataset, ImageSet, load_dataset, with_pixels
 from equiframe.errors import InputError
 from equiframe.imbalance import long_tail_indices, stratified_split
@@ -31,7 +33,11 @@ DATA_FIELDS = [
     "augmentation",
     "centre_crop",
     "draft",
+    "on_bad_image",
 ]
+
+
+DUPLICATES_LIMIT = 20_000  # streamed files that are worth looking at twice
 
 
 @dataclass
@@ -91,6 +97,12 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
         train_indices, val_indices = _indices_from_manifest(recipe.split, dataset)
     else:
         train_indices, val_indices = _choose_indices(recipe, dataset, notes)
+    skipped: dict[str, list[str]] = {}
+    fingerprint = dataset.fingerprint()
+    if recipe.on_bad_image == "skip":
+        dataset, train_indices, val_indices, skipped = _without_bad(dataset, train_indices, val_indices, recipe.workers)
+        for split, reasons in skipped.items():
+            notes.append(f"skipped {len(reasons):,} {split} image(s) that cannot be read: {'; '.join(reasons[:3])}")
     train = dataset.train.subset(train_indices)
     missing = np.flatnonzero(train.counts(dataset.num_classes) == 0)
     if len(missing):
@@ -107,14 +119,16 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
 
     manifest = {
         "data": dataset.name,
-        "fingerprint": dataset.fingerprint(),
+        "fingerprint": fingerprint,
         "train": train_indices.tolist(),
         "val": None if val_indices is None else val_indices.tolist(),
         "hash": indices_hash(train_indices, np.zeros(0) if val_indices is None else val_indices),
         "class_names": dataset.class_names,
         "train_counts": train.counts(dataset.num_classes).tolist(),
     }
-    size = recipe.image_size or dataset.native_size()
+    if skipped:
+        manifest["skipped"] = skipped
+    size = recipe.image_size or (replace(dataset, train=train) if skipped else dataset).native_size()
     parts = {"train": train, "val": val, "test": test}
     counts = {id(part): len(part) for part in parts.values() if part is not None}  # test may be val
     needed = sum(counts.values()) * 3 * size * size
@@ -127,6 +141,11 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
         if dataset.name in ("svhn", "svhn-extra", "stl10"):
             augmentation = "none"  # as in the paper
     _check_decoding(recipe, augmentation, resident)
+    if test is not val and (resident or len(train) + len(test) <= DUPLICATES_LIMIT):
+        shared = shared_content(train, test)
+        if shared:
+            example = f"{shared[0][1]} is {shared[0][0]}"
+            notes.append(f"warning: {len(shared):,} test image(s) are training images to the byte ({example})")
     if resident:
         decoded: dict[int, ImageSet] = {}
         for name, part in parts.items():
@@ -150,6 +169,32 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
     for line in (*notes, prepared.describe()):
         progress(line)
     return prepared
+
+
+def _without_bad(
+    dataset: Dataset, train_indices: np.ndarray, val_indices: np.ndarray | None, workers: int
+) -> tuple[Dataset, np.ndarray, np.ndarray | None, dict[str, list[str]]]:
+    """The data set and its chosen positions without images that cannot be read, and the reasons by split."""
+    skipped: dict[str, list[str]] = {}
+
+    def readable(split: str, images: ImageSet, indices: np.ndarray) -> np.ndarray:
+        chosen = images.subset(indices)
+        bad = {} if chosen.sources is None else unreadable(chosen.sources, chosen.names, workers=workers)
+        if bad:
+            skipped[split] = list(bad.values())
+        if len(bad) == len(indices) > 0:
+            raise InputError(f"no {split} image of {dataset.name} can be read: {skipped[split][0]}")
+        return np.delete(indices, list(bad))
+
+    train_indices = readable("train", dataset.train, train_indices)
+    if val_indices is not None:
+        val_indices = readable("validation", dataset.train, val_indices)
+    for split in ("val", "test"):
+        images = getattr(dataset, split)
+        if images is not None:
+            kept = readable("validation" if split == "val" else split, images, np.arange(len(images)))
+            dataset = replace(dataset, **{split: images.subset(kept)}) if len(kept) < len(images) else dataset
+    return dataset, train_indices, val_indices, skipped
 
 
 def _check_decoding(recipe: Recipe, augmentation: str, resident: bool) -> None:
@@ -199,9 +244,11 @@ def _indices_from_manifest(path: str, dataset: Dataset) -> tuple[np.ndarray, np.
         train = np.array(manifest["train"], dtype=np.int64)
         val = None if manifest["val"] is None else np.array(manifest["val"], dtype=np.int64)
         expected = manifest["hash"]
+        if any(part is not None and part.ndim != 1 for part in (train, val)):
+            raise ValueError("positions must be a list")
     except OSError as error:
         raise InputError(f"cannot read split {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path} is not a split manifest: {error!r}") from error
     if indices_hash(train, np.zeros(0) if val is None else val) != expected:
         raise InputError(f"{path} was changed: its indices do not match its hash")
@@ -209,4 +256,7 @@ def _indices_from_manifest(path: str, dataset: Dataset) -> tuple[np.ndarray, np.
         raise InputError(
             f"{path} belongs to other data (or images of {dataset.name} were added, removed or renamed since)"
         )
+    positions = np.concatenate([train, [] if val is None else val])
+    if not len(train) or positions.min() < 0 or positions.max() >= len(dataset.train):
+        raise InputError(f"{path} is damaged: a position is outside 0..{len(dataset.train) - 1}")
     return train, val

@@ -1,0 +1,536 @@
+"""The promises of docs/reliability.md: killed at any instant, full disks, flipped bits, two processes, hostile files."""
+
+import errno
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from conftest import tiny_fields, write_class
+from equiframe import files
+from equiframe.cli import main
+from equiframe.data.dataset import Dataset, ImageSet
+from equiframe.data.lists import read_list
+from equiframe.data.prepare import _indices_from_manifest, indices_hash, prepare_data
+from equiframe.errors import InputError
+from equiframe.method import METHOD_FIELDS, build_head, build_loss, resolve_method
+from equiframe.model import ModelCard, load_classifier
+from equiframe.recipe import Recipe, load_recipe
+from equiframe.runs import RunFolder
+from equiframe.train import Interrupted, Trainer, train
+
+TIMES = ("seconds", "images_per_second")
+
+
+def outcome(path):
+    folder = RunFolder(path)
+    metrics = {k: v for k, v in folder.read_json("metrics.json").items() if k not in TIMES}
+    history = [{k: v for k, v in r.items() if k not in TIMES} for r in folder.history()]
+    return (path / "model.safetensors").read_bytes(), history, metrics
+
+
+def content(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return Recipe(**tiny_fields(epochs=2, method="ce", width=8, track="none", ema=0.9, batch_size=256))
+
+
+@pytest.fixture(scope="module")
+def data(recipe):
+    return prepare_data(recipe)
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(recipe, path, data=data)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stopped(recipe, data, tmp_path_factory):
+    """A run with a last and a previous checkpoint; copied by the tests."""
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    epochs = []
+    with pytest.raises(Interrupted):
+        train(
+            recipe.with_(epochs=3), path, data=data, progress=lambda state: epochs.append(state),
+            stop=lambda: sum(bool(s.get("done")) for s in epochs) >= 2,
+        )  # fmt: skip
+    return path
+
+
+# --- killed -----------------------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """Nothing catches it on purpose: what comes after it in a process that is killed never happens."""
+
+
+@pytest.mark.parametrize("name", ["replace", "fsync"])
+def test_killed_at_every_file_operation(recipe, data, whole, tmp_path, monkeypatch, name):
+    """Before each `os.replace` and each `os.fsync` of a run: continued, it is the same to the bit. A killed process does
+    not tidy up, so its temporary files stay."""
+    call, calls = getattr(os, name), []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        return call(*arguments)
+
+    monkeypatch.setattr(os, name, counted)
+    train(recipe, tmp_path / "count", data=data)
+    monkeypatch.undo()
+    assert len(calls) > 15
+    for number in range(1, len(calls) + 1, 7):
+        path, count = tmp_path / str(number), 0
+
+        def deadly(*arguments, number=number):
+            nonlocal count
+            count += 1
+            if count == number:
+                monkeypatch.setattr(Path, "unlink", lambda *args, **options: None)
+                raise Killed
+            return call(*arguments)
+
+        monkeypatch.setattr(os, name, deadly)
+        with pytest.raises(Killed):
+            train(recipe, path, data=data)
+        monkeypatch.undo()
+        train(recipe, path, data=data, resume=(path / "recipe.yaml").is_file())
+        assert outcome(path) == outcome(whole), number
+        assert not list(path.rglob("*.tmp"))
+
+
+def test_stop_after_a_time(tmp_path, capsys, whole):
+    flags = ["--config", str(whole / "recipe.yaml"), "--out", str(tmp_path / "run")]
+    assert main(["train", *flags, "--stop-after", "0s"]) == 130
+    assert "stopped and saved" in capsys.readouterr().err
+    assert RunFolder(tmp_path / "run").load_checkpoint()["progress"]["step"] == 1
+    assert main(["train", *flags, "--resume", "--stop-after", "2h", "--quiet"]) == 0
+    assert outcome(tmp_path / "run") == outcome(whole)
+
+
+# --- disks ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT], ids=["full", "read-only", "quota"])
+def test_a_write_that_fails_leaves_the_checkpoint(recipe, data, stopped, tmp_path, monkeypatch, number):
+    """Each write of a continued run in turn fails: one line, and what can be continued."""
+    fsync, after = os.fsync, 1
+    while True:
+        path, count = tmp_path / str(after), 0
+        shutil.copytree(stopped, path)
+
+        def failing(file, after=after):
+            nonlocal count
+            count += 1
+            if count == after:
+                raise OSError(number, os.strerror(number))
+            return fsync(file)
+
+        monkeypatch.setattr(os, "fsync", failing)
+        try:
+            train(recipe.with_(epochs=3), path, data=data, resume=True)
+            said = None
+        except InputError as error:
+            said = str(error)
+        monkeypatch.undo()
+        assert said is None or (os.strerror(number) in said and "\n" not in said)
+        assert RunFolder(path).load_checkpoint()["progress"]["epoch"] >= 2
+        assert not list(path.rglob("*.tmp"))
+        if count < after:
+            break
+        after += 4
+    assert after > 5
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount")
+def test_a_disk_that_is_really_full(recipe, data, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no mount here")
+    try:
+        with pytest.raises(InputError, match=r"cannot write .*No space left on device"):
+            train(recipe.with_(width=16, epochs=3), disk / "run", data=data)
+        if (disk / "run").exists():
+            assert RunFolder(disk / "run").load_checkpoint()["progress"]["epoch"] >= 1
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+@pytest.mark.parametrize("name", ["recipe.yaml", "environment.json", "split.json", "details.json", "metrics.json",
+                                  "model.json", "model.safetensors", "predictions.npz"])  # fmt: skip
+def test_a_flipped_bit_is_found(whole, tmp_path, name):
+    shutil.copytree(whole, tmp_path / "run")
+    folder, path = RunFolder(tmp_path / "run"), tmp_path / "run" / name
+    good = path.read_bytes()
+    readers = {"recipe.yaml": folder.recipe, "predictions.npz": lambda: folder.read_arrays(name)}
+    if name.startswith("model"):
+        readers[name] = lambda: load_classifier(folder.path)
+    read = readers.get(name, lambda: folder.read_json(name))
+    read()
+    choice = random.Random(name)
+    for _ in range(8):
+        bad = bytearray(good)
+        bad[choice.randrange(len(bad))] ^= 1 << choice.randrange(8)
+        path.write_bytes(bad)
+        with pytest.raises(InputError):
+            read()
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(recipe, data, whole, stopped, tmp_path):
+    path, said = tmp_path / "run", []
+    shutil.copytree(stopped, path)
+    last = path / "checkpoints" / "last.pt"
+    bad = bytearray(last.read_bytes())
+    bad[len(bad) // 2] ^= 1
+    last.write_bytes(bad)
+    train(recipe.with_(epochs=3), path, data=data, resume=True, say=said.append)
+    assert any("does not match checksums.json" in line and "previous.pt" in line for line in said)
+    assert sorted(os.listdir(path / "checkpoints")) == ["damaged.pt", "last.pt"]
+    shutil.copytree(stopped, tmp_path / "undamaged")
+    train(recipe.with_(epochs=3), tmp_path / "undamaged", data=data, resume=True)
+    assert outcome(path) == outcome(tmp_path / "undamaged")
+
+
+def test_both_checkpoints_damaged(recipe, data, stopped, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(stopped, path)
+    for name in ("last.pt", "previous.pt"):
+        (path / "checkpoints" / name).write_bytes(b"junk")
+    before = content(path / "checkpoints")
+    with pytest.raises(InputError, match=r"checkpoint .*\.pt cannot be read"):
+        train(recipe.with_(epochs=3), path, data=data, resume=True)
+    assert content(path / "checkpoints") == before
+
+
+def test_a_crash_between_announcement_and_file(tmp_path):
+    files.announce(tmp_path, {"a": b"one"})
+    (tmp_path / "a").write_bytes(b"one")
+    for later in (b"two", b"three", b"four"):  # killed each time before the file was replaced
+        files.announce(tmp_path, {"a": later})
+        files.verify(tmp_path, "a", b"one")
+        files.settle_checksums(tmp_path)
+    assert files.read_checksums(tmp_path) == {"a": [files.checksum(b"one")]}
+    with pytest.raises(InputError, match="does not match"):
+        files.verify(tmp_path, "a", b"onf")
+
+
+def test_history_damaged_in_the_middle(tmp_path):
+    (tmp_path / "history.jsonl").write_text('{"epoch": 0}\n{"epo\n{"epoch": 2}\n')
+    with pytest.raises(InputError, match=r"history.jsonl is damaged: line 2"):
+        RunFolder(tmp_path).history()
+
+
+def test_two_processes_on_one_folder(recipe, data, stopped, tmp_path):
+    path = tmp_path / "run"
+    shutil.copytree(stopped, path)
+    code = "import sys, time; from pathlib import Path; from equiframe.files import lock\n" \
+           "held = lock(Path(sys.argv[1])); print('held', flush=True); time.sleep(60)"  # fmt: skip
+    other = subprocess.Popen([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        before = content(path)
+        with pytest.raises(InputError, match="another process is training in"):
+            train(recipe.with_(epochs=3), path, data=data, resume=True)
+        assert content(path) == before
+    finally:
+        other.kill()  # a dead process holds no lock
+        other.communicate()
+    train(recipe.with_(epochs=3), path, data=data, resume=True)
+    assert RunFolder(path).finished
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_bad_images_are_skipped_and_listed(class_folder, tmp_path, monkeypatch, capsys, finished_run):
+    root = class_folder({"cat": 20, "dog": 20}, test={"cat": 4, "dog": 4})
+    for name in ("train/cat/003.png", "train/dog/000.png", "test/dog/501.png"):
+        (root / name).write_bytes((root / name).read_bytes()[:100])
+    for mode in ("resident", "stream"):
+        fields = Recipe(**tiny_fields(data=str(root), batch_size=4, width=4, data_mode=mode))
+        with pytest.raises(InputError, match="truncated or damaged"):
+            train(fields, tmp_path / mode)
+        said = []
+        metrics = train(fields.with_(on_bad_image="skip"), tmp_path / mode, say=said.append)
+        assert metrics["num_test"] == 7
+        skipped = RunFolder(tmp_path / mode).read_json("split.json")["skipped"]
+        assert {split: len(reasons) for split, reasons in skipped.items() if split == "test"} == {"test": 1}
+        assert sum(map(len, skipped.values())) == 3
+        assert any("skipped 1 test image(s) that cannot be read" in line and "501.png" in line for line in said)
+    assert main(["predict", str(finished_run), str(root / "test"), "--on-bad-image", "skip", "--device", "cpu"]) == 0
+    out, error = capsys.readouterr()
+    assert len(out.splitlines()) == 1 + 7
+    assert "dog/501.png" not in out
+    assert "501.png" in error
+    assert "skipped 1 of 8 images" in error
+
+
+def test_the_same_file_in_training_and_test_is_told(class_folder):
+    root = class_folder({"cat": 8, "dog": 8}, test={"cat": 2, "dog": 2})
+    fields = Recipe(**tiny_fields(data=str(root), validation=0))
+    said = []
+    prepare_data(fields, said.append)
+    assert not any("to the byte" in line for line in said)
+    shutil.copy(root / "train" / "cat" / "001.png", root / "test" / "cat" / "500.png")
+    prepare_data(fields, said.append)
+    assert any("1 test image(s) are training images to the byte (test/cat/500.png is train/cat/001.png)" in line
+               for line in said)  # fmt: skip
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["ce", "etf-la", "etf-dr"])
+@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 0.0), (torch.float32, 1e18), (torch.float32, 1e-30),
+                                              (torch.bfloat16, 1e18), (torch.bfloat16, 1e-38)])  # fmt: skip
+def test_features_at_the_ends_of_the_numbers(method, dtype, scale):
+    """All-zero, vast and tiny features: the loss of a frame is finite, and so is its gradient."""
+    if method == "ce" and scale > 1e10:
+        pytest.skip("a linear head's logits may overflow; training then stops (below)")
+    fields = resolve_method(method, dict.fromkeys(METHOD_FIELDS))
+    head = build_head(fields, 16, 4, seed=0)
+    features = (torch.linspace(-1, 1, 64).view(4, 16) * scale).to(dtype).requires_grad_()
+    loss = build_loss(fields, [5, 4, 3, 1])(head(features), torch.arange(4))
+    loss.backward()
+    assert loss.isfinite()
+    assert features.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("counts", "per_class"), [([60, 60], None), ([12] * 10, 1)], ids=["K=2", "one a class"])
+def test_the_smallest_problems(tmp_path, class_folder, counts, per_class):
+    names = [f"c{k}" for k in range(len(counts))]
+    root = class_folder({n: per_class or c for n, c in zip(names, counts, strict=True)}, test=dict.fromkeys(names, 2))
+    for method in ("ce", "etf-la", "etf-dr"):
+        fields = tiny_fields(data=str(root), batch_size=4, method=method, validation=0)
+        metrics = train(Recipe(**fields), tmp_path / method)
+        assert all(np.isfinite(v) for v in metrics.values() if isinstance(v, float))
+
+
+def test_a_ratio_of_ten_thousand():
+    for method in ("etf-la", "balanced-softmax", "ldam"):
+        fields = resolve_method(method, dict.fromkeys(METHOD_FIELDS))
+        head = build_head(fields, 16, 4, seed=0)
+        features = torch.randn(8, 16, requires_grad=True)
+        loss = build_loss(fields, [10_000, 500, 20, 1])(head(features), torch.arange(8) % 4)
+        loss.backward()
+        assert loss.isfinite()
+        assert features.grad.isfinite().all()
+
+
+def test_a_gradient_that_is_not_finite_stops(recipe, data, tmp_path, monkeypatch):
+    """The loss is finite, the gradient is not: the step is named and the checkpoint before it stays."""
+    step = Trainer.train_step
+
+    def bad(self, *args):
+        loss = step(self, *args)
+        if self.epoch == 1 and self.step == 2:
+            next(p for p in self.model.parameters() if p.grad is not None).grad.view(-1)[0] = float("inf")
+        return loss
+
+    monkeypatch.setattr(Trainer, "train_step", bad)
+    with pytest.raises(InputError, match="a gradient became infinite or NaN in epoch 2, step 3"):
+        train(recipe, tmp_path / "run", data=data)
+    assert RunFolder(tmp_path / "run").load_checkpoint()["progress"] | {"seconds": 0} == {
+        "epoch": 1, "step": 0, "loss_sum": 0.0, "seconds": 0}  # fmt: skip
+
+
+# --- files that nobody should trust -----------------------------------------------------------------------------------
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def test_a_malicious_checkpoint_runs_nothing(recipe, data, stopped, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(stopped, "run")
+    (Path("run") / "checksums.json").unlink()
+    (Path("run") / "checkpoints" / "previous.pt").unlink()
+    last = Path("run") / "checkpoints" / "last.pt"
+    for write in (lambda: torch.save(Evil(), last), lambda: last.write_bytes(pickle.dumps(Evil()))):
+        write()
+        with pytest.raises(InputError, match=r"last\.pt cannot be read"):
+            train(recipe.with_(epochs=3), "run", data=data, resume=True)
+        assert not os.path.exists("hacked")
+    torch.load(last, weights_only=False) if zipfile.is_zipfile(last) else pickle.loads(last.read_bytes())
+    assert os.path.exists("hacked")  # it is malicious indeed
+
+
+def test_a_zip_bomb_as_checkpoint(stopped, tmp_path):
+    shutil.copytree(stopped, tmp_path / "run")
+    with zipfile.ZipFile(tmp_path / "run" / "checkpoints" / "last.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(1 << 24))
+    (tmp_path / "run" / "checkpoints" / "previous.pt").unlink()
+    with pytest.raises(InputError, match="would unpack to more than it holds"):
+        RunFolder(tmp_path / "run").load_checkpoint()
+
+
+@pytest.fixture
+def model(whole, tmp_path):
+    shutil.copytree(whole, tmp_path / "model")
+    (tmp_path / "model" / "checksums.json").unlink()
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("change", [
+    {"width": 10**9}, {"width": "8"}, {"image_size": 10**6}, {"image_size": 4096}, {"class_names": "ab"},
+    {"class_names": ["a", 1]}, {"train_counts": [1]}, {"train_counts": [-1] * 10}, {"mean": [0, 0]}, {"std": [0, 1, 1]},
+    {"std": None}, {"mean": [float("nan")] * 3}, {"method_fields": []}, {"method_fields": {"head": "../x"}},
+    {"backbone": 3}, {"backbone": "timm:hf-hub:evil/model"}, {"backbone": "timm:local-dir:/"}, {"temperature": 0},
+    {"centre_crop": "1"}, {"format": 2}, {"surprise": 1}, {"class_names": [], "train_counts": []},
+], ids=str)  # fmt: skip
+def test_a_description_that_nobody_wrote(model, change):
+    card = json.loads((model / "model.json").read_text())
+    (model / "model.json").write_text(json.dumps(card | change))
+    with pytest.raises(InputError):
+        load_classifier(model)
+
+
+def test_sizes_have_limits(model, monkeypatch):
+    with open(model / "model.json", "ab") as file:
+        file.truncate(1 << 30)  # a sparse file: nothing is written, and nothing must be read
+    with pytest.raises(InputError, match=r"model\.json has 1,073,741,824 bytes; at most"):
+        load_classifier(model)
+    with open(model / "recipe.yaml", "ab") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(InputError, match=r"recipe\.yaml has 1,073,741,824 bytes; at most"):
+        load_recipe(model / "recipe.yaml")
+
+
+def test_tensors_of_another_shape_or_kind(model):
+    weights = load_file(model / "model.safetensors")
+    name = next(name for name, value in weights.items() if value.ndim == 2)
+    for value in (weights[name][:1].clone(), weights[name].double(), weights[name].to(torch.int64)):
+        save_file(weights | {name: value}, model / "model.safetensors")
+        with pytest.raises(InputError, match="damaged or does not fit"):
+            load_classifier(model)
+    for header in (b"\xff" * 8, (1 << 40).to_bytes(8, "little") + b"{}", (2).to_bytes(8, "little") + b"[]"):
+        (model / "model.safetensors").write_bytes(header + bytes(10_000))
+        with pytest.raises(InputError, match="damaged or does not fit"):
+            load_classifier(model)
+
+
+@pytest.mark.parametrize("positions", [[10**6], [-1], [[0, 1]], [], ["a"], [1e300], [10**30]], ids=str)
+def test_positions_that_are_not_in_the_data(tmp_path, positions):
+    images = ImageSet(np.zeros(3, np.int64), ["a", "b", "c"], sources=[b"", b"", b""])
+    dataset = Dataset("d", ["x", "y"], images)
+    try:
+        mark = indices_hash(np.array(positions, dtype=np.int64), np.zeros(0))
+    except (ValueError, OverflowError):
+        mark = ""
+    manifest = {"train": positions, "val": None, "hash": mark, "fingerprint": dataset.fingerprint()}
+    (tmp_path / "split.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError):
+        _indices_from_manifest(str(tmp_path / "split.json"), dataset)
+
+
+def test_a_list_that_points_elsewhere_shows_nothing(tmp_path, capsys):
+    """A path that leaves the folder is only ever read as an image; what it holds is not told."""
+    write_class(tmp_path / "data" / "a", 0, 4)
+    (tmp_path / "secret.txt").write_text("the password")
+    (tmp_path / "data" / "train.txt").write_text("../secret.txt 0\na/000.png 1\na/001.png 0\na/002.png 1\n")
+    code = main(["train", str(tmp_path / "data" / "train.txt"), "--out", str(tmp_path / "run"), "--validation", "0.5"])
+    said = capsys.readouterr()
+    assert code == 2
+    assert "password" not in said.out + said.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_class_names_in_html_are_text(tmp_path, class_folder):
+    from equiframe.report import find_runs, write_report
+
+    evil = ["<script>alert(1)<", "img src=x onerror=alert(2)", "$\\frac{$", "a&b"]
+    root = class_folder({name.replace("/", ""): 8 for name in evil})
+    train(Recipe(**tiny_fields(data=str(root), batch_size=4, validation=0.5)), tmp_path / "run")
+    page = write_report(find_runs([tmp_path / "run"]), tmp_path / "page.html").read_text()
+    assert "<script>alert(1)" not in page
+    assert "&lt;script&gt;alert(1)&lt;" in page
+
+
+# --- whatever the text --------------------------------------------------------------------------------------------------
+
+FEW = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+YAML = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(
+    ["epochs: ", "!!int ", "!!timestamp ", "!!float ", "&a ", "*a", "[", "]", "{", "}", ": ", "\n", "- ", "1_0", "2001-99-99",
+     "'", '"', "? ", "<<: ", "|", "lr: .nan", "data: x", "9" * 5000, "\t", "%", "!!binary ", "seed: 0o7", "~"]),
+    max_size=12).map("".join))  # fmt: skip
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=4),
+                    max_leaves=8)  # fmt: skip
+
+
+def only_input_errors(read, *arguments):
+    said = ""
+    try:
+        read(*arguments)
+    except InputError as error:
+        said = str(error)
+    assert len(said) < 20_000
+
+
+@FEW
+@given(YAML)
+def test_any_recipe(tmp_path, text):
+    (tmp_path / "r.yaml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    only_input_errors(lambda: Recipe(**load_recipe(tmp_path / "r.yaml")))
+
+
+def test_recipes_made_to_hurt(tmp_path):
+    laughs = "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    laughs = "class_counts: &a0 [1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+        f"{name}: &a{i + 1} [{', '.join([f'*a{i}'] * 9)}]\n" for i, name in enumerate(
+            ["epochs", "seed", "width", "sam", "lr", "ema", "tau", "head", "loss", "norm", "length"]))  # fmt: skip
+    for text in (laughs, "[" * 50_000, "epochs: !!int ''", "lr: !!timestamp x", "seed: " + "9" * 5000):
+        (tmp_path / "r.yaml").write_text(text)
+        with pytest.raises(InputError) as caught:
+            Recipe(**load_recipe(tmp_path / "r.yaml"))
+        assert len(str(caught.value)) < 20_000
+
+
+@FEW
+@given(
+    st.binary(max_size=80)
+    | st.lists(st.sampled_from([b"a.png 0\n", b"a b 1", b"\n", b"\xff 2\n", b" ", b"-1"])).map(b"".join)
+)
+def test_any_list(tmp_path, text):
+    (tmp_path / "l.txt").write_bytes(text)
+    only_input_errors(read_list, tmp_path / "l.txt")
+
+
+@FEW
+@given(JSON | st.fixed_dictionaries({name: JSON for name in ("train", "val", "hash", "fingerprint")}))
+def test_any_split(tmp_path, value):
+    (tmp_path / "split.json").write_text(json.dumps(value))
+    dataset = Dataset("d", ["x", "y"], ImageSet(np.zeros(3, np.int64), ["a", "b", "c"], sources=[b"", b"", b""]))
+    only_input_errors(_indices_from_manifest, str(tmp_path / "split.json"), dataset)
+
+
+GOOD_CARD = {"backbone": "mlp", "width": 8, "image_size": 8, "class_names": ["a", "b"], "train_counts": [2, 1],
+             "mean": [0.5] * 3, "std": [0.5] * 3, "method": "ce", "method_fields": {}}  # fmt: skip
+
+
+@FEW
+@given(st.binary(max_size=60) | JSON.map(lambda v: json.dumps(v).encode()) | st.builds(
+    lambda name, value: json.dumps(GOOD_CARD | {name: value}).encode(), st.sampled_from(sorted(GOOD_CARD)), JSON))  # fmt: skip
+def test_any_description(text):
+    only_input_errors(ModelCard.from_json, text, "model.json")
+    only_input_errors(ModelCard.from_json, b"[" * 100_000, "model.json")
