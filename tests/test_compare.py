@@ -243,7 +243,7 @@ def test_predictions_are_kept_and_agree_with_the_measures(grid):
         assert 0.1 <= arrays["probability"].min() <= arrays["probability"].max() <= 1
     (verdict,) = content["verdicts"]["to_best"]
     assert verdict["over_images"][0] <= verdict["difference"] <= verdict["over_images"][1]
-    assert "macro, points" in (out / "comparison.md").read_text(encoding="utf-8")
+    assert "| points |" in (out / "comparison.md").read_text(encoding="utf-8")
 
 
 def test_no_cell_begins_after_the_budget(grid, tmp_path):

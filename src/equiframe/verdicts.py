@@ -236,20 +236,20 @@ def interval_text(interval: Interval | None) -> str:
     return "–" if interval is None else f"{signed(interval[0])} to {signed(interval[1])}"
 
 
-DIFFERENCE_COLUMNS = ("macro, points", "over seeds", "over images", "over both", "verdict")
+DIFFERENCE_COLUMNS = ("points", "over seeds", "over images", "over both", "p", "verdict")
 
 
 def difference_row(comparison: Comparison) -> list[str]:
     """The cells of `DIFFERENCE_COLUMNS`."""
     difference = "–" if comparison.difference is None else signed(comparison.difference)
     intervals = (comparison.over_seeds, comparison.over_images, comparison.over_both)
-    p = "" if comparison.p_holm is None else f", p = {comparison.p_holm:.2g}"
-    return [difference, *map(interval_text, intervals), comparison.call + p]
+    p = "–" if comparison.p_holm is None else f"{comparison.p_holm:.2g}"
+    return [difference, *map(interval_text, intervals), p, comparison.call]
 
 
 def difference_note(family: Sequence[Comparison], num_corrected: int) -> str:
     """What the columns mean, for a person; ``num_corrected`` comparisons belong to Holm's family."""
-    text = "Intervals cover 95 %: over seeds by Student's t, over images by a paired bootstrap within classes"
+    text = "Points of macro accuracy. Intervals cover 95 %: over seeds by Student's t, over images by a paired bootstrap within classes"
     if any(c.num_seeds == 1 for c in family):
         text += " (for single seeds this does not cover the variation between trainings)"
     text += (
