@@ -1,7 +1,7 @@
 """Speed of the class statistics: one pass of ours against the usual three passes, side by side in one run.
 
     nice python benchmarks/collapse_speed.py --threads 1           # K=1,000, D=2,048, N=50,000: minutes
-    python benchmarks/collapse_speed.py --classes 50 --dim 128 --samples 5000 --out /tmp/small.json
+    python benchmarks/collapse_speed.py --classes 50 --dim 128 --samples 5000 --out small.json
 
 The usual way is written as the package neural-collapse does it, in its default dtype float32: (1) class means by a one-hot
 product; (2) the covariance, X − M[y] and a D×D product, and the classes' variances by a one-hot product; (3) decisions of
