@@ -415,7 +415,10 @@ def apply_second_stage(
     first, folder = RunFolder(run), RunFolder(out)
     model, card, images, numerics, opened = open_run(run, device=device, data=data)
     if card.method_fields.get("second_stage", "none") != "none":
-        raise InputError(f"{run} has a second stage already ({card.method_fields['second_stage']}); give its first")
+        raise InputError(
+            f"{run} has a second stage already ({card.method_fields['second_stage']}); "
+            "give a run that was trained with --second-stage none"
+        )
     if stage == "none":
         raise InputError("second stage 'none' changes nothing; choose another")
     recipe = first.recipe().with_(second_stage=stage, stage_tau=tau, method=method or card.method)
