@@ -298,13 +298,19 @@ def test_the_same_file_in_training_and_test_is_told(class_folder):
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["ce", "etf-la", "etf-dr"])
-@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 0.0), (torch.float32, 1e18), (torch.float32, 1e-30),
-                                              (torch.bfloat16, 1e18), (torch.bfloat16, 1e-38)])  # fmt: skip
+SIZES = [(torch.float32, 0.0), (torch.float32, 1e-30), (torch.bfloat16, 1e-38)]
+VAST = [
+    (torch.float32, 1e18),
+    (torch.bfloat16, 1e18),
+]  # a linear head's logits may overflow; training then stops (below)
+
+
+@pytest.mark.parametrize(
+    ("method", "dtype", "scale"),
+    [(m, *size) for m in ("ce", "etf-la", "etf-dr") for size in SIZES + (VAST if m != "ce" else [])],
+)
 def test_features_at_the_ends_of_the_numbers(method, dtype, scale):
     """All-zero, vast and tiny features: the loss of a frame is finite, and so is its gradient."""
-    if method == "ce" and scale > 1e10:
-        pytest.skip("a linear head's logits may overflow; training then stops (below)")
     fields = resolve_method(method, dict.fromkeys(METHOD_FIELDS))
     head = build_head(fields, 16, 4, seed=0)
     features = (torch.linspace(-1, 1, 64).view(4, 16) * scale).to(dtype).requires_grad_()

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from equiframe.summaries import PairedDifference, paired_difference
+from equiframe.verdicts import LEAST_SEEDS
 
 HELD, NOT_HELD, UNTOLD = "held", "did not hold", "cannot be told yet"
-LEAST_SEEDS = 3  # two differences may agree by chance, and their sd then says nothing
 
 
 @dataclass(frozen=True)
