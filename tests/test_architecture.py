@@ -21,6 +21,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
         "summaries",
         "optimise",
         "bootstrap",
+        "profiling",
     },
     {"losses", "verdicts", "openset"},
     {"method", "incremental"},

@@ -21,6 +21,19 @@ from equiframe.errors import InputError
 # --- class folders ----------------------------------------------------------------------------------------------------
 
 
+def test_digits_are_scikit_learns():
+    from sklearn.datasets import load_digits
+
+    data = load_dataset("digits")
+    images, labels = load_digits(return_X_y=True)
+    for part, count in ((data.train, 1258), (data.test, 539)):
+        positions = [int(name.removeprefix("digit-")) for name in part.names]
+        assert len(positions) == count
+        assert (part.labels == labels[positions]).all()
+        expected = np.rint(images[positions] * 255 / 16).reshape(-1, 1, 8, 8).repeat(3, axis=1)
+        assert (part.pixels.numpy() == expected).all()
+
+
 def test_a_folder_of_class_folders(class_folder):
     dataset = load_dataset(str(class_folder({"dog": 3, "cat": 4, "cow": 2})))
     assert dataset.name == "pets"
@@ -353,7 +366,7 @@ def test_a_missing_built_in_set_says_how_to_get_it(monkeypatch, tmp_path):
 def test_without_the_extra_the_message_says_what_to_install(monkeypatch, tmp_path):
     import sys
 
-    for module, data in (("torchvision", "cifar10"), ("sklearn.datasets", "digits")):
+    for module, data in (("torchvision", "cifar10"), ("sklearn", "digits")):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(InputError, match=r"pip install 'equiframe\[train\]'"):
             load_dataset(data)

@@ -100,3 +100,8 @@ def test_the_widths_benchmark_holds_an_orthoplex_against_a_simplex():
     assert (heads["ce"], heads["ce:width=32"]) == ((64, "learnable"), (128, "learnable"))
     for method in ("etf-la", "etf-dr-balanced"):
         assert (heads[method], heads[f"{method}:width=32"]) == ((64, "orthoplex"), (128, "simplex"))
+
+
+def test_a_recipe_of_an_earlier_version(tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: digits\nprofile: step\n")
+    assert Recipe(**load_recipe(tmp_path / "recipe.yaml")).tail == "step"

@@ -27,7 +27,7 @@ class Recipe:
     data_root: str = _option("data", "where the built-in data sets lie, or the images of lists")
     download: bool = _option(False, "download a built-in data set that is missing")
     imbalance: float | None = _option(None, "cut training to a long tail with this ratio n_max/n_min")
-    profile: str = _option("exponential", "shape of the long tail", ("exponential", "step", "pareto"))
+    tail: str = _option("exponential", "shape of the long tail", ("exponential", "step", "pareto"))
     class_counts: tuple[int, ...] | None = _option(None, "cut training to these counts, one a class: 500,100,20")
     subset_seed: int = _option(0, "seed of the cut and of the validation split (0 is the papers' protocol)")
     split: str | None = _option(None, "take the exact images of an earlier run's split.json")
@@ -173,6 +173,7 @@ class Recipe:
 
 FIELD_NAMES = tuple(f.name for f in fields(Recipe))
 PACKAGED_RECIPES = Path(__file__).with_name("recipes")
+RENAMED = {"profile": "tail"}  # fields of recipes that were written under an earlier name
 WITHOUT_EFFECT = ("workers", "data_root", "download", "track", "log")  # fields that do not decide the result
 
 
@@ -234,10 +235,11 @@ def load_recipe(path: str | Path) -> dict[str, object]:
         raise InputError(f"recipe {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
         raise InputError(f"recipe {path} must be a mapping of fields, got {type(content).__name__}")
+    content = {RENAMED.get(name, name): value for name, value in content.items()}
     for name in content:
         if name not in FIELD_NAMES:
             raise unknown("field", name, FIELD_NAMES)
-    return dict(content)
+    return content
 
 
 def dump_recipe(recipe: Recipe) -> str:

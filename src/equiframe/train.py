@@ -24,6 +24,7 @@ from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
 from equiframe.numerics import Numerics, choose_numerics, keep_memory
 from equiframe.optimise import WeightAverage, at_sharpest_point, build_optimizer, fixed_statistics, set_learning_rate
+from equiframe.profiling import StepProfiler, phase
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import RunFolder, as_json, as_npz, environment, settings_that_differ
 from equiframe.second_stage import run_second_stage
@@ -62,6 +63,7 @@ class Trainer:
     step: int = 0  # of the epoch
     loss_sum: float = 0.0  # of the epoch's steps so far
     seconds: float = 0.0  # of the epoch's steps so far
+    profiler: StepProfiler | None = None
 
     def __post_init__(self) -> None:
         self.backbone = torch.compile(self.model.backbone) if self.numerics.compile else self.model.backbone
@@ -76,6 +78,8 @@ class Trainer:
         """The rest of the current epoch. Raises `Interrupted` between two steps on request."""
         self.model.train()
         device, steps = self.numerics.device, self.loader.steps
+        if self.profiler is not None:
+            self.profiler.begin(steps - self.step)
         pending = torch.zeros((), device=device)  # losses not yet looked at: a GPU is not made to wait at each step
         started = time.perf_counter()  # the making of batches counts, telling and saving do not
         for images, targets in self.loader.epoch(self.epoch, self.step):
@@ -87,6 +91,8 @@ class Trainer:
                 self.loss_sum += self._finite(float(pending), lr)
                 pending.zero_()
             self.seconds += time.perf_counter() - started
+            if self.profiler is not None:
+                self.profiler.step()
             if self.step % 10 == 0:
                 progress({"epoch": self.epoch, "step": self.step, "steps": steps, "loss": self.loss_sum / self.step})
             if stop_requested() and self.step < steps:
@@ -112,18 +118,21 @@ class Trainer:
         if self.recipe.sam:
             with at_sharpest_point(self.model.parameters(), self.recipe.sam), fixed_statistics(self.model):
                 self._backward(images, targets)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update(self.model)
+        with phase("optimiser"):
+            self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.model)
         return loss
 
     def _backward(self, images: Tensor, targets: Targets) -> Tensor:
         """Loss and gradients of a batch; returns the loss, detached."""
-        with self.numerics.autocast():
+        with phase("features"), self.numerics.autocast():
             features = self.backbone(images)
-        loss = self.criterion(self.model.head(features), targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with phase("head and loss"):
+            loss = self.criterion(self.model.head(features), targets)
+        with phase("backward"):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
         return loss.detach()
 
     def _finite(self, loss: float, lr: float) -> float:
@@ -220,6 +229,7 @@ def train(
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda state: None,
     stop: Callable[[], bool] = lambda: False,
+    profile: bool = False,
 ) -> dict[str, object]:
     """Train one run into a folder and return its metrics.
 
@@ -229,6 +239,7 @@ def train(
         data: images prepared before (`prepare_data` of the same data fields), to share them between runs.
         say: receives lines for a person; ``progress`` receives the state of the loop.
         stop: asked between steps; once it says True, all is saved and `Interrupted` raised, as after Ctrl-C.
+        profile: watch a few steps of the first epoch, and say and write (``OUT/profile``) where their time goes.
 
     Raises:
         InputError: wrong input, or a loss that is not finite.
@@ -239,7 +250,7 @@ def train(
     check_backbone(recipe.backbone)
     folder = RunFolder(out)
     try:
-        return _train(folder, recipe, resume, data, say, progress, stop)
+        return _train(folder, recipe, resume, data, say, progress, stop, profile)
     finally:
         folder.release()
 
@@ -252,6 +263,7 @@ def _train(
     say: Callable[[str], None],
     progress: Progress,
     stop: Callable[[], bool],
+    profile: bool,
 ) -> dict[str, object]:
     """`train` in a folder that is released afterwards."""
     earlier = folder.check(recipe, resume=resume)
@@ -298,6 +310,12 @@ def _train(
         say(f"note: AdamW seldom trains at a learning rate of {recipe.lr:g}; --lr 0.001 is usual")
     criterion = build_loss(card.method_fields, card.train_counts).to(numerics.device)
     trainer = Trainer(recipe, model, criterion, optimizer, loader, numerics)
+    if profile:
+        dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[numerics.precision]
+        trainer.profiler = StepProfiler(
+            folder.path / "profile", model.backbone, card.image_size, loader.batch_size, device=numerics.device,
+            dtype=dtype, say=say,
+        )  # fmt: skip
     tracker = Tracker(recipe, trainer.evaluated, criterion, data, card, numerics)
     try:
         if checkpoint is None:

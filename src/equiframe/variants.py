@@ -13,7 +13,7 @@ from equiframe.recipe import FIELD_NAMES, WITHOUT_EFFECT, Recipe, setting_from_t
 
 # every row trains on and is tested on the same images, on the same machine
 SHARED_FIELDS = (
-    *("data", "data_root", "download", "imbalance", "profile", "class_counts", "subset_seed", "split", "validation"),
+    *("data", "data_root", "download", "imbalance", "tail", "class_counts", "subset_seed", "split", "validation"),
     *(
         "image_size",
         "data_mode",

@@ -20,6 +20,11 @@ def add_verbs(verb: AddVerb) -> None:
         metavar="TIME",
         help="save and stop (exit 130) after 90s, 55min or 2h; then --resume",
     )
+    sub.add_argument(
+        "--profile",
+        action="store_true",
+        help="write a trace of a few training steps into OUT/profile, and say where their time goes",
+    )
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -33,7 +38,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
     reporter = Reporter(arguments.quiet)
     try:
-        metrics = train(recipe, out, resume=arguments.resume, say=reporter.say, progress=reporter.progress, stop=stop)
+        metrics = train(
+            recipe, out, resume=arguments.resume, say=reporter.say, progress=reporter.progress, stop=stop,
+            profile=arguments.profile,
+        )  # fmt: skip
     except Interrupted:
         reporter.say(f"stopped and saved in {out}; continue with: equiframe train --resume --out {out}")
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -29,14 +30,16 @@ def load_builtin(name: str, root: Path, *, download: bool = False) -> Dataset:
 
 def _load_digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits (8×8, embedded), 30 % of each class kept for test."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise InputError("data set 'digits' needs scikit-learn: pip install 'equiframe[train]'") from error
-
-    images, labels = load_digits(return_X_y=True)
-    pixels = torch.from_numpy(images.reshape(-1, 1, 8, 8)).mul(255 / 16).round().to(torch.uint8).expand(-1, 3, -1, -1)
-    everything = ImageSet(labels.astype(np.int64), [f"digit-{i}" for i in range(len(labels))], pixels.contiguous())
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise InputError("data set 'digits' needs scikit-learn: pip install 'equiframe[train]'")
+    # read from scikit-learn's own file: importing sklearn.datasets takes longer than all the training of a demonstration
+    table = np.loadtxt(
+        Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",", dtype=np.int64
+    )
+    images, labels = torch.from_numpy(table[:, :-1]), table[:, -1]
+    pixels = images.view(-1, 1, 8, 8).mul(255 / 16).round().to(torch.uint8).expand(-1, 3, -1, -1)
+    everything = ImageSet(labels.copy(), [f"digit-{i}" for i in range(len(labels))], pixels.contiguous())
     train, test, _ = stratified_split(everything.labels, 0.3, seed=0)
     return Dataset(
         "digits", [str(i) for i in range(10)], everything.subset(train), None, everything.subset(test), flips=False

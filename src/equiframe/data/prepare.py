@@ -23,7 +23,7 @@ DATA_FIELDS = [
     "data",
     "data_root",
     "imbalance",
-    "profile",
+    "tail",
     "class_counts",
     "subset_seed",
     "split",
@@ -218,7 +218,7 @@ def _choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple
             labels,
             dataset.num_classes,
             recipe.imbalance or 1.0,
-            kind=recipe.profile,
+            kind=recipe.tail,
             seed=recipe.subset_seed,
             counts=recipe.class_counts,
         )

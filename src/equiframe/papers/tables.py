@@ -26,7 +26,7 @@ _YANG = "Yang et al., Inducing Neural Collapse in Imbalanced Learning, NeurIPS 2
 # SGD, momentum 0.9, warm-up of 5 epochs, x0.1 after epoch 160 and x0.01 after 180; every image trains, none is held out
 _CIFAR_RECIPE: Mapping[str, object] = {
     "epochs": 200, "batch_size": 128, "lr": 0.1, "momentum": 0.9, "weight_decay": 2e-4, "schedule": "steps",
-    "warmup": 0.025, "mixup": 1.0, "validation": 0.0, "subset_seed": 0, "profile": "exponential",
+    "warmup": 0.025, "mixup": 1.0, "validation": 0.0, "subset_seed": 0, "tail": "exponential",
 }  # fmt: skip
 
 _CE = Row("ce", "ce", "learnable linear classifier, cross-entropy", "Learnable + CE")
