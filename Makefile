@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format clean
+.PHONY: demo test bench lint format clean
 
 demo: $(STAMP)
 	$(BIN)/equiframe compare digits --imbalance 50 --methods ce,balanced-softmax,etf-la --seeds 0,1,2 \
@@ -12,6 +12,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
+
+bench: $(STAMP)
+	$(BIN)/python -m pytest -n 0 -s --timeout=600 benchmarks/test_guards.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks examples

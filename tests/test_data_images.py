@@ -205,3 +205,11 @@ def test_extensions_are_what_pil_reads():
     Image.init()
     known = {ext for ext, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     assert set(EXTENSIONS) <= known
+
+
+def test_one_decoding_thread_for_each_core(monkeypatch):
+    from equiframe.data import images
+
+    monkeypatch.setattr(images.os, "sched_getaffinity", lambda pid: {0, 3, 5}, raising=False)
+    assert images.decoding_threads(None) == 3
+    assert images.decoding_threads(7) == 7

@@ -58,7 +58,7 @@ class Recipe:
     on_bad_image: str = _option(
         "error", "an image that cannot be read ends the run, or is left out (all are decoded once)", ("error", "skip")
     )
-    workers: int = _option(2, "decoding threads")
+    workers: int | None = _option(None, "decoding threads; default: one for each core")
     # method
     method: str = _option("etf-la", "named method (equiframe methods lists them)")
     head: str | None = _option(None, "override the method's head")

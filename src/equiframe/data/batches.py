@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from equiframe.data.augment import augment, cut_out, parse_augmentation, random_box, random_resized_crop, resize_box
-from equiframe.data.images import decode_image, fit_square, to_tensor, upright_size
+from equiframe.data.images import decode_image, decoding_threads, fit_square, to_tensor, upright_size
 from equiframe.data.mixing import mix
 from equiframe.data.sources import ImageSet
 from equiframe.losses import Targets
@@ -84,7 +84,7 @@ class Loader:
         sampler: str = "instance",
         epochs: int = 1,
         seed: int = 0,
-        workers: int = 2,
+        workers: int | None = None,
         stream: bool = False,
         centre_crop: float = 1.0,
         draft: bool = False,
@@ -144,7 +144,7 @@ class Loader:
                 return to_tensor(self._random_crop(i, np.random.default_rng((*seed, i + 1))))
             return to_tensor(fit_square(self.images.image(i), self.image_size, self.centre_crop))
 
-        with ThreadPoolExecutor(self.workers) as pool:
+        with ThreadPoolExecutor(decoding_threads(self.workers)) as pool:
             waiting: deque[tuple[np.ndarray, list[Future]]] = deque()
             for step, chunk in enumerate(chunks):
                 seed = seeds[step] if seeds else None

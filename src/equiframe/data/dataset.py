@@ -123,7 +123,7 @@ def shared_content(one: ImageSet, two: ImageSet) -> list[tuple[str, str]]:
     return sorted(pairs)
 
 
-def with_pixels(images: ImageSet, size: int, *, workers: int = 2, progress=None) -> ImageSet:
+def with_pixels(images: ImageSet, size: int, *, workers: int | None = None, progress=None) -> ImageSet:
     """The same images decoded to ``pixels (N, 3, size, size)``."""
     if images.pixels is None:
         pixels = decode_all(images.sources, images.names, size, workers=workers, progress=progress)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,13 @@ from torch import Tensor
 from equiframe.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+
+
+def decoding_threads(workers: int | None) -> int:
+    """As many as asked for; by default one for each core that this process may use."""
+    if workers is not None:
+        return workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def decode_image(source: str | Path | bytes, *, name: str | None = None, reduce: int = 1):
@@ -102,21 +110,21 @@ def to_tensor(image) -> Tensor:
     return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1)
 
 
-def decode_all(sources: list, names: list[str], size: int, *, workers: int = 2, progress=None) -> Tensor:
+def decode_all(sources: list, names: list[str], size: int, *, workers: int | None = None, progress=None) -> Tensor:
     """Decode many images into one uint8 tensor ``(N, 3, size, size)``; PIL decodes outside the interpreter's lock."""
     images = torch.empty(len(sources), 3, size, size, dtype=torch.uint8)
 
     def decode(i: int) -> None:
         images[i] = to_tensor(fit_square(decode_image(sources[i], name=names[i]), size))
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(decoding_threads(workers)) as pool:
         for done, _ in enumerate(pool.map(decode, range(len(sources))), 1):
             if progress and done % 1000 == 0:
                 progress(done, len(sources))
     return images
 
 
-def unreadable(sources: list, names: list[str], *, workers: int = 2) -> dict[int, str]:
+def unreadable(sources: list, names: list[str], *, workers: int | None = None) -> dict[int, str]:
     """Position → reason of each image that cannot be decoded. Decodes all of them."""
 
     def reason(i: int) -> str | None:
@@ -126,7 +134,7 @@ def unreadable(sources: list, names: list[str], *, workers: int = 2) -> dict[int
             return " ".join(str(error).split())
         return None
 
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(decoding_threads(workers)) as pool:
         return {i: why for i, why in enumerate(pool.map(reason, range(len(sources)))) if why is not None}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from equiframe.data.augment import parse_augmentation
 from equiframe.data.batches import IMAGENET_MEAN, IMAGENET_STD, RESIDENT_LIMIT, channel_statistics
 from equiframe.data.dataset import shared_content
-from equiframe.data.images import unreadable
+from equiframe.data.images import decoding_threads, unreadable
 from equiframe.data.sources import Dataset, ImageSet, load_dataset, with_pixels
 from equiframe.errors import InputError
 from equiframe.imbalance import long_tail_indices, stratified_split
@@ -159,7 +159,11 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
         mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
     notes.append(
         f"images: {size}x{size}, "
-        + (f"resident ({needed / 2**20:.1f} MiB)" if resident else f"streamed by {recipe.workers} threads")
+        + (
+            f"resident ({needed / 2**20:.1f} MiB)"
+            if resident
+            else f"streamed by {decoding_threads(recipe.workers)} threads"
+        )
         + f", augmentation {augmentation}"
     )
     prepared = PreparedData(
@@ -172,7 +176,7 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
 
 
 def _without_bad(
-    dataset: Dataset, train_indices: np.ndarray, val_indices: np.ndarray | None, workers: int
+    dataset: Dataset, train_indices: np.ndarray, val_indices: np.ndarray | None, workers: int | None
 ) -> tuple[Dataset, np.ndarray, np.ndarray | None, dict[str, list[str]]]:
     """The data set and its chosen positions without images that cannot be read, and the reasons by split."""
     skipped: dict[str, list[str]] = {}
