@@ -406,6 +406,13 @@ class AffineHead(_NormalisedHead):
         return self.linear.bias
 
 
+def affine_map(head: Head) -> tuple[Tensor, Tensor]:
+    """W ``(K, D)`` and b ``(K,)`` with ``head.logits(h) = W h + b``."""
+    weight = getattr(head, "logit_scale", 1.0) * head.class_vectors().detach()
+    bias = head.class_bias()
+    return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach()
+
+
 def training_parameters(module: nn.Module) -> dict[str, int]:
     """Names and sizes of the parameters that train. Printed and recorded by every run.
 

@@ -22,7 +22,13 @@ DESCRIPTION_LIMIT = 256 << 20  # bytes of model.json; a million classes need a t
 
 
 class Classifier(nn.Module):
-    """``images (B, 3, H, W)`` → backbone → ``features (B, D)`` → head → `HeadOutput`."""
+    """``images (B, 3, H, W)`` → backbone → ``features (B, D)`` → head → `HeadOutput`.
+
+    Attributes:
+        card: what it is and how to feed it, where it was loaded; None where it was built.
+    """
+
+    card: ModelCard | None = None
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()
@@ -105,16 +111,15 @@ def build_classifier(card: ModelCard, *, seed: int = 0, pretrained: bool = False
 
 
 def load_classifier(run: str | Path, device: torch.device | str = "cpu") -> tuple[Classifier, ModelCard]:
-    """The trained classifier of a run folder, in evaluation mode.
+    """The trained classifier of a run folder (or of a folder that `save_pretrained` made), in evaluation mode.
 
     Raises:
         InputError: if the folder holds no finished model or its parts do not fit.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     run = Path(run)
     weights, description = run / "model.safetensors", run / "model.json"
+    if not description.is_file() and (run / "config.json").is_file():  # the Hub's name of it
+        description = run / "config.json"
     for path in (weights, description):
         if not path.is_file():
             kind = "has not finished training" if (run / "recipe.yaml").is_file() else "is not a run folder"
@@ -124,6 +129,21 @@ def load_classifier(run: str | Path, device: torch.device | str = "cpu") -> tupl
             raise InputError(f"{run} {kind}: {path.name} is missing")
     text = read_limited(description, DESCRIPTION_LIMIT)
     card = ModelCard.from_json(text, str(description))
+    model = restore_classifier(card, weights, description)
+    verify(run, description.name, text)
+    verify(run, weights.name, weights.read_bytes())
+    return model.to(device), card
+
+
+def restore_classifier(card: ModelCard, weights: Path, description: Path) -> Classifier:
+    """The classifier that a card describes, with the weights of a safetensors file, in evaluation mode.
+
+    Raises:
+        InputError: if they do not fit each other; ``description`` is where the card came from.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     _check_size(card, weights, description)
     try:
         model = build_classifier(card)
@@ -139,9 +159,8 @@ def load_classifier(run: str | Path, device: torch.device | str = "cpu") -> tupl
         model.load_state_dict(state)
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise InputError(f"{weights} is damaged or does not fit {description}: {error}") from error
-    verify(run, description.name, text)
-    verify(run, weights.name, weights.read_bytes())
-    return model.to(device).eval(), card
+    model.card = card
+    return model.eval()
 
 
 def _check_size(card: ModelCard, weights: Path, description: Path) -> None:

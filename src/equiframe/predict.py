@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from equiframe.data.batches import Loader
 from equiframe.data.images import EXTENSIONS, unreadable
 from equiframe.data.sources import ImageSet, list_images
+from equiframe.deployed import Run, as_run
 from equiframe.errors import InputError
 from equiframe.model import Classifier, ModelCard
 from equiframe.numerics import choose_device
@@ -43,9 +43,8 @@ def split_readable(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
     return [path for i, path in enumerate(images) if i not in bad], list(bad.values())
 
 
-@torch.no_grad()
 def predict(
-    model: Classifier,
+    model: Classifier | Run,
     card: ModelCard,
     images: Sequence[Path],
     *,
@@ -56,17 +55,18 @@ def predict(
     """For each image its ``top`` (class name, probability) pairs, most probable first.
 
     Probabilities are softmax(logits/T) with the temperature T that was fitted when the run ended.
+
+    Args:
+        model: a classifier, or the ``run`` of an `Exported` file (whose device is settled).
     """
-    where = choose_device(device)
-    model = model.to(where).eval()
+    run = as_run(model, card, choose_device(device)) if isinstance(model, Classifier) else model
     batches = Loader(
         ImageSet(np.zeros(len(images), dtype=np.int64), [str(p) for p in images], sources=list(images)),
-        batch_size=batch_size, image_size=card.image_size, mean=card.mean, std=card.std, device=where,
+        batch_size=batch_size, image_size=card.image_size, mean=card.mean, std=card.std, device=torch.device("cpu"),
         centre_crop=card.centre_crop,
-    ).ordered()  # fmt: skip
-    for batch, _ in batches:
-        probabilities = F.softmax(model(batch).logits.float() / (card.temperature or 1.0), dim=1)
-        values, classes = probabilities.topk(min(top, len(card.class_names)), dim=1)
+    ).ordered_pixels()  # fmt: skip
+    for pixels, _ in batches:
+        values, classes = run(pixels)[1].topk(min(top, len(card.class_names)), dim=1)
         for row, ids in zip(values.tolist(), classes.tolist(), strict=True):
             yield [(card.class_names[k], p) for k, p in zip(ids, row, strict=True)]
 

@@ -27,7 +27,7 @@ from equiframe.data.batches import Loader
 from equiframe.data.prepare import PreparedData
 from equiframe.data.sources import ImageSet
 from equiframe.evaluate import class_recall
-from equiframe.heads import AffineHead, Head
+from equiframe.heads import AffineHead, Head, affine_map
 from equiframe.method import build_head
 from equiframe.model import Classifier, ModelCard
 from equiframe.numerics import Numerics
@@ -302,13 +302,6 @@ def collect_features(model: Classifier, loader: Loader, numerics: Numerics, *, b
         features.append(model.head(raw).features)
         labels.append(targets)
     return Features(torch.cat(features), torch.cat(labels))
-
-
-def affine_map(head: Head) -> tuple[Tensor, Tensor]:
-    """W ``(K, D)`` and b ``(K,)`` with ``head.logits(h) = W h + b``."""
-    weight = getattr(head, "logit_scale", 1.0) * head.class_vectors().detach()
-    bias = head.class_bias()
-    return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach()
 
 
 def _with_values(card: ModelCard, head: Head, weight: Tensor, bias: Tensor) -> AffineHead:

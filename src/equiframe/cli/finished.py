@@ -1,4 +1,4 @@
-"""Verbs on finished runs: evaluate, report, predict, second-stage."""
+"""Verbs on finished runs: evaluate, report, predict, export, second-stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from equiframe.cli.flags import AddVerb
-from equiframe.cli.terminal import Reporter, print_metrics, print_values, write_page
+from equiframe.cli.terminal import Reporter, print_export, print_metrics, print_values, write_page
 from equiframe.errors import InputError
 
 
@@ -24,14 +24,25 @@ def add_verbs(verb: AddVerb) -> None:
     sub.add_argument("--out", metavar="FILE.html", help="where to write the page [report.html in the first folder]")
     sub.add_argument("--reference", metavar="METHOD", help="hold all others against this one, beside the best")
     sub.add_argument("--figures", metavar="DIR", help="also write each figure as PNG, SVG and PDF")
-    sub = verb("predict", _predict, "classify images with a finished run")
-    sub.add_argument("run", metavar="RUN", help="a run folder")
+    sub = verb("predict", _predict, "classify images with a finished run or an exported file")
+    sub.add_argument("run", metavar="RUN", help="a run folder, or a file that `equiframe export` made")
     sub.add_argument("images", metavar="IMAGE_OR_FOLDER", nargs="+", help="images, or folders of images")
     sub.add_argument("--out", metavar="FILE.csv", help="where to write the CSV [stdout]")
     sub.add_argument("--top", type=int, default=5, metavar="K", help="how many classes an image [5]")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
     sub.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
                      help="an image that cannot be read ends it, or is told on stderr and left out [error]")  # fmt: skip
+    sub.add_argument("--trust", action="store_true", help="read a .pt2 file: whoever made it can run code here")
+    sub = verb("export", _export, "write a finished run as one file for a server, checked on the run's own images")
+    sub.add_argument("run", metavar="RUN", help="a run folder")
+    sub.add_argument("--format", default="onnx", choices=("onnx", "torch-export", "safetensors"),
+                     help="onnx, torch-export (.pt2) or safetensors [onnx]")  # fmt: skip
+    sub.add_argument("--out", metavar="FILE", help="the file to write [model.onnx, … in the run folder]")
+    sub.add_argument("--int8", nargs="?", const="static", choices=("static", "dynamic"), metavar="static|dynamic",
+                     help="8-bit weights and activations (onnx), with the accuracy before and after [static]")  # fmt: skip
+    sub.add_argument("--images", type=int, default=512, metavar="N", help="test images to check it on; 0: none [512]")
+    sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
+    sub.add_argument("--data-root", metavar="DIR", help="the same for a built-in data set, or the images of lists")
     sub = verb("second-stage", _second_stage, "give a finished run a better classifier on the features that it has")
     sub.add_argument("run", metavar="RUN", help="a run folder without a second stage; it stays as it is")
     sub.add_argument("--stage", required=True, metavar="NAME", help="crt, tau-norm, lws, label-aware-smoothing, ncm, …")
@@ -98,6 +109,7 @@ def _report(arguments: argparse.Namespace) -> int:
 def _predict(arguments: argparse.Namespace) -> int:
     if arguments.top < 1:
         raise InputError(f"--top must be at least 1, got {arguments.top}")
+    from equiframe.deployed import is_exported, load_exported
     from equiframe.model import load_classifier
     from equiframe.predict import as_csv, find_images, predict, split_readable
     from equiframe.runs import atomic_write
@@ -105,7 +117,11 @@ def _predict(arguments: argparse.Namespace) -> int:
     target = Path(arguments.out) if arguments.out else None
     if target is not None and not target.parent.is_dir():
         raise InputError(f"no such folder: {target.parent}")
-    model, card = load_classifier(arguments.run)
+    if is_exported(arguments.run):
+        exported = load_exported(arguments.run, device=arguments.device, trust=arguments.trust)
+        model, card = exported.run, exported.card
+    else:
+        model, card = load_classifier(arguments.run)
     images = find_images(arguments.images)
     if arguments.on_bad_image == "skip":
         images, skipped = split_readable(images)
@@ -125,6 +141,17 @@ def _predict(arguments: argparse.Namespace) -> int:
         ]))  # fmt: skip
     elif target is None:
         print(as_csv(images, ranked), end="")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from equiframe.export import export_run
+
+    record = export_run(
+        arguments.run, arguments.format, arguments.out, int8=arguments.int8, images=arguments.images,
+        data=arguments.data, data_root=arguments.data_root, say=Reporter(arguments.quiet).say,
+    )  # fmt: skip
+    print(json.dumps(record)) if arguments.json else print_export(record)
     return 0
 
 

@@ -85,6 +85,31 @@ def print_metrics(metrics: dict, title: str) -> None:
     print_table(title, COLUMNS, [[percent(metrics[c]) for c in COLUMNS]], caption)
 
 
+def print_export(record: dict) -> None:
+    """What an exported file is, whether it computes what the run does, and what int8 cost."""
+    parity, int8 = record["parity"], record.get("int8")
+    size = f"{record['bytes'] / 1e6:,.2f} MB"
+    print(f"{record['path']}: {record['format']}{', int8' if int8 else ''}, {size}")
+    if parity is None:
+        print("not checked on any image")
+    else:
+        print(
+            f"{parity['num_images']:,} {parity['of']}: the same class as the run in {100 * parity['argmax_agreement']:.2f} %, "
+            f"probabilities differ by at most {parity['max_abs_probabilities']:.2g}, logits by {parity['max_abs_logits']:.2g} "
+            f"(largest {parity['largest_logit']:.3g})"
+        )
+    if int8:
+        keys = [key for key in int8["before"] if key != "nll" and int8["before"][key] is not None]
+        before, after = ([percent(int8[side][key]) for key in keys] for side in ("before", "after"))
+        change = [f"{100 * (int8['after'][key] - int8['before'][key]):+.1f}" for key in keys]
+        rows = [["float32", *before], ["int8", *after], ["change", *change]]
+        ratio = int8["bytes_float32"] / int8["bytes_int8"]
+        print_table(
+            f"int8, {int8['kind']}", ["", *keys], rows,
+            f"percent on {int8['num_images']:,} {int8['of']} images; {ratio:.1f} times smaller than float32",
+        )  # fmt: skip
+
+
 def print_values(values: dict[str, float | None], title: str) -> None:
     rows = [[name, "–" if value is None else f"{value:.6g}"] for name, value in values.items()]
     print_table(title, ["measure", "value"], rows)

@@ -126,10 +126,15 @@ class Loader:
 
     def ordered(self, batch_size: int = 0) -> Iterator[Batch]:
         """All images once, in order, not augmented."""
+        for pixels, labels in self.ordered_pixels(batch_size):
+            yield Batch(normalise(pixels, self.mean, self.std, self.memory_format), labels)
+
+    def ordered_pixels(self, batch_size: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The same, as uint8 ``(B, 3, H, W)`` and labels."""
         size = batch_size or self.batch_size
         chunks = [np.arange(i, min(i + size, len(self.images))) for i in range(0, len(self.images), size)]
         for indices, pixels in self._pixels(chunks, None):
-            yield Batch(normalise(pixels, self.mean, self.std, self.memory_format), self.labels[indices])
+            yield pixels, self.labels[indices]
 
     def _pixels(self, chunks: list[np.ndarray], seeds: list | None) -> Iterator[tuple[Tensor, Tensor]]:
         if self.pixels is not None:
