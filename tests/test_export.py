@@ -24,7 +24,7 @@ from equiframe.deployed import (
     read_torch_export_description,
 )
 from equiframe.errors import InputError
-from equiframe.export import compare_outputs, export_run, quantise, write_onnx, write_safetensors
+from equiframe.export import WRITERS, compare_outputs, export_run, quantise, write_onnx, write_safetensors
 from equiframe.method import METHOD_FIELDS, build_head, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, load_classifier
 
