@@ -56,6 +56,7 @@ _WHERE = {
         "squared_error",
         "vector_scaling",
     ),
+    "model": ("Classifier",),
     "incremental": ("fit_session", "incremental_measures", "mean_features"),
     "openset": ("auroc", "open_set_scores"),
     "transport": ("transport_cost",),
@@ -117,6 +118,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from equiframe.losses import released_dot_regression as released_dot_regression
     from equiframe.losses import squared_error as squared_error
     from equiframe.losses import vector_scaling as vector_scaling
+    from equiframe.model import Classifier as Classifier
     from equiframe.openset import auroc as auroc
     from equiframe.openset import open_set_scores as open_set_scores
     from equiframe.transport import transport_cost as transport_cost

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,10 @@ from torch import Tensor, nn
 
 from equiframe.backbones import OWN_BACKBONES, make_backbone
 from equiframe.errors import InputError
-from equiframe.files import read_limited, verify
+from equiframe.files import atomic_write, read_limited, verify
 from equiframe.heads import HeadOutput
 from equiframe.method import build_head
+from equiframe.modelcard import model_page
 
 FORMAT = 1
 DESCRIPTION_LIMIT = 256 << 20  # bytes of model.json; a million classes need a tenth of it
@@ -36,6 +39,109 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> HeadOutput:
         return self.head(self.backbone(images))
+
+    # --- the Hugging Face Hub's convention: model.safetensors, config.json (what a run calls model.json), README.md -----
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Classifier:
+        """A trained classifier from a folder (a run, or one that `save_pretrained` made) or a repository of the Hub, in evaluation
+        mode, with its ``card``. Runs no code from the files. What is not a folder and looks like ``owner/name`` is asked of the Hub.
+
+        Raises:
+            InputError: if there is no such folder or repository, or its files do not fit each other.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.is_dir():
+            folder = _download(
+                str(pretrained_model_name_or_path), revision=revision, cache_dir=cache_dir, force_download=force_download,
+                local_files_only=local_files_only, token=token,
+            )  # fmt: skip
+        return load_classifier(folder, device)[0]
+
+    def save_pretrained(self, save_directory: str | Path, *, name: str | None = None, **page: object) -> Path:
+        """Write ``model.safetensors``, ``config.json`` and a ``README.md`` (`model_page`, which takes ``page``: ``metrics``, ``data``, ``recipe``,
+        ``license``) into a folder.
+
+        Raises:
+            InputError: if the classifier has no ``card``, or the folder holds a run.
+        """
+        folder = Path(save_directory)
+        if self.card is None:
+            raise InputError(
+                "this classifier has no card; set model.card, a ModelCard, which says how images are to be fed"
+            )
+        if (folder / "recipe.yaml").is_file():
+            raise InputError(f"{folder} holds a run, whose weights this would replace; choose another folder")
+        text = model_page(name or folder.resolve().name, self.card.__dict__, **page)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot create {folder}: {error.strerror}") from error
+        files: dict[str, bytes] = {}
+        save_classifier(self, self.card, files.__setitem__)
+        files["config.json"] = files.pop("model.json")
+        for file, content in (files | {"README.md": text.encode()}).items():
+            atomic_write(folder / file, content)
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload an equiframe classifier",
+        **page: object,
+    ) -> str:
+        """`save_pretrained` into a repository of the Hub, made if it does not exist; returns its address.
+
+        Raises:
+            InputError: without the library, or if the Hub refuses.
+        """
+        hub = _hub(f"pushing to {repo_id}")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, name=repo_id, **page)
+            try:
+                api = hub.HfApi(token=token)
+                made = api.create_repo(repo_id, private=private, exist_ok=True)
+                api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=commit_message)
+            except Exception as error:  # the library and its network clients raise all sorts
+                raise InputError(f"{repo_id} could not be pushed: {_short(error)}") from error
+        return str(made)
+
+
+def _hub(what: str):
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise InputError(f"{what} needs huggingface_hub: pip install 'equiframe[hub]'") from error
+    return huggingface_hub
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _download(repo_id: str, **options: object) -> Path:
+    """The files of a repository of the Hub that `load_classifier` reads, in the library's cache."""
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", repo_id) or repo_id.startswith("."):
+        raise InputError(f"no such folder: {repo_id}")
+    hub = _hub(f"no folder {repo_id} exists, and asking the Hub")
+    wanted = ["model.safetensors", "config.json", "model.json"]
+    try:
+        return Path(hub.snapshot_download(repo_id, allow_patterns=wanted, **options))
+    except Exception as error:  # the library and its network clients raise all sorts
+        raise InputError(f"no folder {repo_id} exists, and the Hub did not give it: {_short(error)}") from error
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Verbs on finished runs: evaluate, report, predict, export, second-stage."""
+"""Verbs on finished runs: evaluate, report, predict, second-stage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from equiframe.cli.flags import AddVerb
-from equiframe.cli.terminal import Reporter, print_export, print_metrics, print_values, write_page
+from equiframe.cli.terminal import Reporter, print_metrics, print_values, write_page
 from equiframe.errors import InputError
 
 
@@ -33,16 +33,6 @@ def add_verbs(verb: AddVerb) -> None:
     sub.add_argument("--on-bad-image", choices=("error", "skip"), default="error",
                      help="an image that cannot be read ends it, or is told on stderr and left out [error]")  # fmt: skip
     sub.add_argument("--trust", action="store_true", help="read a .pt2 file: whoever made it can run code here")
-    sub = verb("export", _export, "write a finished run as one file for a server, checked on the run's own images")
-    sub.add_argument("run", metavar="RUN", help="a run folder")
-    sub.add_argument("--format", default="onnx", choices=("onnx", "torch-export", "safetensors"),
-                     help="onnx, torch-export (.pt2) or safetensors [onnx]")  # fmt: skip
-    sub.add_argument("--out", metavar="FILE", help="the file to write [model.onnx, … in the run folder]")
-    sub.add_argument("--int8", nargs="?", const="static", choices=("static", "dynamic"), metavar="static|dynamic",
-                     help="8-bit weights and activations (onnx), with the accuracy before and after [static]")  # fmt: skip
-    sub.add_argument("--images", type=int, default=512, metavar="N", help="test images to check it on; 0: none [512]")
-    sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
-    sub.add_argument("--data-root", metavar="DIR", help="the same for a built-in data set, or the images of lists")
     sub = verb("second-stage", _second_stage, "give a finished run a better classifier on the features that it has")
     sub.add_argument("run", metavar="RUN", help="a run folder without a second stage; it stays as it is")
     sub.add_argument("--stage", required=True, metavar="NAME", help="crt, tau-norm, lws, label-aware-smoothing, ncm, …")
@@ -141,17 +131,6 @@ def _predict(arguments: argparse.Namespace) -> int:
         ]))  # fmt: skip
     elif target is None:
         print(as_csv(images, ranked), end="")
-    return 0
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from equiframe.export import export_run
-
-    record = export_run(
-        arguments.run, arguments.format, arguments.out, int8=arguments.int8, images=arguments.images,
-        data=arguments.data, data_root=arguments.data_root, say=Reporter(arguments.quiet).say,
-    )  # fmt: skip
-    print(json.dumps(record)) if arguments.json else print_export(record)
     return 0
 
 
