@@ -18,18 +18,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from conftest import tiny_fields, write_class
+from conftest import encoded, picture, tiny_fields, write_class, write_parquet
 from equiframe import files
 from equiframe.cli import main
 from equiframe.data.dataset import Dataset, ImageSet
 from equiframe.data.lists import read_list
 from equiframe.data.prepare import _indices_from_manifest, indices_hash, prepare_data
 from equiframe.errors import InputError
+from equiframe.heads import CosineHead, FrameHead
 from equiframe.method import METHOD_FIELDS, build_head, build_loss, resolve_method
 from equiframe.model import ModelCard, load_classifier
 from equiframe.recipe import Recipe, load_recipe
 from equiframe.runs import RunFolder
-from equiframe.train import Interrupted, Trainer, train
+from equiframe.samplers import epoch_order
+from equiframe.train import Diverged, Interrupted, Trainer, train
 
 TIMES = ("seconds", "images_per_second")
 
@@ -298,10 +300,11 @@ def test_the_same_file_in_training_and_test_is_told(class_folder):
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-SIZES = [(torch.float32, 0.0), (torch.float32, 1e-30), (torch.bfloat16, 1e-38)]
+SIZES = [(torch.float32, 0.0), (torch.float32, 1e-30), (torch.bfloat16, 1e-38), (torch.float16, 1e-4)]
 VAST = [
     (torch.float32, 1e18),
     (torch.bfloat16, 1e18),
+    (torch.float16, 65504),
 ]  # a linear head's logits may overflow; training then stops (below)
 
 
@@ -330,6 +333,33 @@ def test_the_smallest_problems(tmp_path, class_folder, counts, per_class):
         assert all(np.isfinite(v) for v in metrics.values() if isinstance(v, float))
 
 
+def test_a_ratio_of_ten_thousand_is_trained(tmp_path):
+    """10,000 images of one class and a single one of the other, from files to metrics."""
+    good = encoded(picture(0, 0, (4, 4)), "BMP")
+    write_parquet(tmp_path / "data" / "train.parquet", [good] * 10_001, [0] * 10_000 + [1])
+    write_parquet(tmp_path / "data" / "test.parquet", [good] * 4, [0, 0, 1, 1])
+    fields = tiny_fields(data=str(tmp_path / "data"), batch_size=4096, width=4, validation=0, track="none", workers=1)
+    metrics = train(Recipe(**fields), tmp_path / "run")
+    assert metrics["num_train"] == 10_001
+    assert all(np.isfinite(v) for v in metrics.values() if isinstance(v, float))
+
+
+def test_a_batch_of_one_image():
+    """BatchNorm has no variance of one image: said in one line; heads without it take it."""
+    features = torch.randn(1, 16, requires_grad=True)
+    for head in (FrameHead(16, 4, logit_scale=8.0), CosineHead(16, 4, norm="batch", logit_scale=8.0)):
+        with pytest.raises(InputError, match="a training batch of one image; take two or more, or norm='none'"):
+            head.train()(features)
+        assert head.eval()(features).logits.isfinite().all()
+    for method in ("ce", "etf-la", "etf-dr", "etf-dr-balanced", "nearest-frame-la", "ldam"):
+        fields = resolve_method(method, dict.fromkeys(METHOD_FIELDS))
+        fields |= {"norm": "none"} if fields.get("norm") else {}
+        loss = build_loss(fields, [5, 4, 3, 1])(build_head(fields, 16, 4, seed=0).train()(features), torch.tensor([2]))
+        loss.backward()
+        assert loss.isfinite()
+        assert features.grad.isfinite().all()
+
+
 def test_a_ratio_of_ten_thousand():
     for method in ("etf-la", "balanced-softmax", "ldam"):
         fields = resolve_method(method, dict.fromkeys(METHOD_FIELDS))
@@ -355,7 +385,148 @@ def test_a_gradient_that_is_not_finite_stops(recipe, data, tmp_path, monkeypatch
     with pytest.raises(InputError, match="a gradient became infinite or NaN in epoch 2, step 3"):
         train(recipe, tmp_path / "run", data=data)
     assert RunFolder(tmp_path / "run").load_checkpoint()["progress"] | {"seconds": 0} == {
-        "epoch": 1, "step": 0, "loss_sum": 0.0, "seconds": 0}  # fmt: skip
+        "epoch": 1, "step": 0, "loss_sum": 0.0, "seconds": 0, "skipped": []}  # fmt: skip
+
+
+@pytest.fixture
+def bad_steps(monkeypatch):
+    """``bad_steps({(epoch, step): what})``: there the loss or a gradient becomes NaN, in the backward pass itself."""
+
+    def make(steps):
+        backward = Trainer._backward
+
+        def bad(self, images, targets):
+            what = steps.get((self.epoch, self.step))
+            if what == "loss":  # as it happens: an image that is not finite, and so the running statistics of BatchNorm
+                images = images * float("nan")
+            loss = backward(self, images, targets)
+            if what == "gradient":
+                next(p for p in self.model.parameters() if p.grad is not None).grad.view(-1)[0] = float("inf")
+            return loss
+
+        monkeypatch.setattr(Trainer, "_backward", bad)
+
+    return make
+
+
+def batch_names(recipe, data, epoch, step):
+    order = epoch_order(data.train.labels, seed=recipe.seed, epoch=epoch, epochs=recipe.epochs)
+    return [data.train.names[i] for i in order[step * recipe.batch_size :][: recipe.batch_size]]
+
+
+def test_a_loss_that_is_not_finite_names_step_files_and_checkpoint(recipe, data, tmp_path, bad_steps):
+    bad_steps({(1, 2): "loss"})
+    names = batch_names(recipe, data, 1, 2)
+    path = tmp_path / "run"
+    with pytest.raises(Diverged) as caught:
+        train(recipe, path, data=data)
+    said = str(caught.value)
+    assert (
+        f"the loss became nan in epoch 2, step 3 (learning rate 0.005; images {', '.join(names[:3])} and 253 more)"
+        in said
+    )
+    assert f"The last good checkpoint is {path / 'checkpoints/last.pt'}" in said
+    record = RunFolder(path).read_json("nonfinite.json")
+    assert record["images"] == names
+    assert (record["epoch"], record["step"], record["checkpoint"]) == (1, 2, "checkpoints/last.pt")
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"ema": 0.9}, {"method": "nearest-frame-la", "width": 16}, {"precision": "float16"}], ids=str
+)
+def test_steps_that_are_not_finite_are_skipped_and_counted(recipe, data, tmp_path, bad_steps, changes):
+    """Model, optimiser and running statistics are those of a run that never saw these batches; the steps are listed."""
+    recipe = recipe.with_(on_nonfinite="skip", **{"ema": 0} | changes)
+    bad_steps({(0, 1): "loss", (1, 3): "gradient" if recipe.precision == "float32" else "loss"})
+    metrics = train(recipe, tmp_path / "skipped", data=data)
+    assert metrics["skipped_steps"] == 2
+    history = RunFolder(tmp_path / "skipped").history()
+    assert [(r["epoch"], r["step"]) for record in history for r in record["skipped"]] == [(0, 1), (1, 3)]
+    assert history[0]["skipped"][0]["images"] == batch_names(recipe, data, 0, 1)
+    assert all(np.isfinite(r["loss"]) for r in history)
+
+    step = Trainer.train_step
+    Trainer.train_step = lambda self, *args: (  # the twin leaves these two batches out before it looks at them
+        torch.tensor(0.0) if (self.epoch, self.step) in ((0, 1), (1, 3)) else step(self, *args)
+    )
+    try:
+        train(recipe.with_(on_nonfinite="stop"), tmp_path / "twin", data=data)
+    finally:
+        Trainer.train_step = step
+    if recipe.precision == "float32":  # a scaler halves its scale after such a step
+        assert (tmp_path / "skipped/model.safetensors").read_bytes() == (
+            tmp_path / "twin/model.safetensors"
+        ).read_bytes()
+
+
+def test_an_epoch_of_nothing_but_bad_steps_stops(recipe, data, tmp_path, bad_steps):
+    bad_steps({(1, step): "loss" for step in range(9)})
+    with pytest.raises(Diverged, match="the loss became nan in epoch 2") as caught:
+        train(recipe.with_(on_nonfinite="skip"), tmp_path / "run", data=data)
+    assert "--on-nonfinite" not in str(caught.value)  # that is what was done
+    assert RunFolder(tmp_path / "run").load_checkpoint()["progress"]["epoch"] == 1
+
+
+def test_skipped_steps_survive_an_interruption(recipe, data, tmp_path, bad_steps):
+    recipe = recipe.with_(on_nonfinite="skip")
+    bad_steps({(0, 1): "loss", (1, 0): "gradient"})
+    train(recipe, tmp_path / "whole", data=data)
+    calls = []
+    with pytest.raises(Interrupted):  # after the third step
+        train(recipe, tmp_path / "run", data=data, stop=lambda: calls.append(0) or len(calls) >= 3)
+    assert len(RunFolder(tmp_path / "run").load_checkpoint()["progress"]["skipped"]) == 1
+    train(recipe, tmp_path / "run", data=data, resume=True)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_float16_learns_and_its_scale_is_kept(recipe, data, tmp_path, monkeypatch):
+    """The first scale (here far too large) overflows, is halved until it fits, and continues from the checkpoint."""
+    make = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device: make(device, init_scale=2.0**24, growth_interval=8))
+    recipe = recipe.with_(batch_size=64, epochs=3)
+    exact = train(recipe, tmp_path / "exact", data=data)
+    recipe = recipe.with_(precision="float16")
+    metrics = train(recipe, tmp_path / "whole", data=data)
+    assert metrics["top1"] > exact["top1"] - 0.1 > 0.3
+    calls = []
+    with pytest.raises(Interrupted):
+        train(recipe, tmp_path / "run", data=data, stop=lambda: calls.append(0) or len(calls) >= 8)
+    state = RunFolder(tmp_path / "run").load_checkpoint()["scaler"]
+    assert 1 <= state["scale"] < 2.0**24
+    train(recipe, tmp_path / "run", data=data, resume=True)
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+
+
+def test_float16_that_no_scale_saves_stops(recipe, data, tmp_path, bad_steps):
+    bad_steps(
+        {(1, step): "gradient" for step in range(9)} | {(2 + e, s): "gradient" for e in range(20) for s in range(9)}
+    )
+    with pytest.raises(Diverged, match="a gradient became infinite or NaN"):
+        train(recipe.with_(precision="float16", epochs=9), tmp_path / "run", data=data)
+
+
+def test_deterministic_is_said_and_holds(recipe, data, whole, tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    said, seen = [], []
+    train(
+        recipe.with_(deterministic=True), tmp_path / "run", data=data, say=said.append,
+        progress=lambda state: seen.append(torch.are_deterministic_algorithms_enabled()),
+    )  # fmt: skip
+    assert seen
+    assert all(seen)
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert any(", deterministic" in line for line in said)
+    assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    weights = (tmp_path / "run/model.safetensors").read_bytes()
+    assert weights == (whole / "model.safetensors").read_bytes()  # on CPU nothing changes
+
+    def without_such_an_algorithm(self, images, targets):
+        images.put_(torch.tensor([0]), torch.tensor([0.0]))
+
+    monkeypatch.setattr(Trainer, "_backward", without_such_an_algorithm)
+    with pytest.raises(InputError, match=r"--deterministic cannot work here: put_"):
+        train(recipe.with_(deterministic=True), tmp_path / "other", data=data)
+    assert not (tmp_path / "other").exists()
 
 
 # --- files that nobody should trust -----------------------------------------------------------------------------------

@@ -152,6 +152,10 @@ class _NormalisedHead(Head):
         self.batch_norm = nn.BatchNorm1d(dim) if norm == "batch" else nn.Identity()
 
     def normalise(self, features: Tensor) -> Tensor:
+        if self.training and self.norm == "batch" and len(features) == 1:
+            raise InputError(
+                "BatchNorm cannot normalise a training batch of one image; take two or more, or norm='none'"
+            )
         features = self.batch_norm(features)
         if self.length == "unit":
             features = math.sqrt(self.e_h) * F.normalize(features, dim=1, eps=1e-8)

@@ -15,7 +15,8 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -64,7 +65,7 @@ class Numerics:
     """How a model computes on this machine."""
 
     device: torch.device
-    precision: str  # "float32" | "bfloat16"
+    precision: str  # "float32" | "bfloat16" | "float16"
     memory_format: str  # "contiguous" | "channels-last"
     trial: dict[str, float]  # images per second of each candidate that was tried
     compile: bool = False  # whether training compiles the backbone
@@ -79,9 +80,39 @@ class Numerics:
 
     def autocast(self):
         """The context in which the backbone runs."""
-        if self.precision == "bfloat16":
-            return torch.autocast(self.device.type, torch.bfloat16)
+        if self.precision != "float32":
+            return torch.autocast(self.device.type, getattr(torch, self.precision))
         return contextlib.nullcontext()
+
+    def scaler(self) -> torch.amp.GradScaler | None:
+        """What scales the loss so that small gradients do not vanish in float16; None for other precisions."""
+        return torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
+
+
+@contextmanager
+def reproducible(on: bool) -> Iterator[None]:
+    """Inside, torch takes only algorithms that give the same bits each time; with ``on=False``, whatever it took before.
+
+    On CPU ours are of that kind anyway. cuBLAS reads its setting when CUDA starts, so it must be made before the first use
+    of a GPU in the process (as the command line does).
+
+    Raises:
+        InputError: for an operation that has no such algorithm.
+    """
+    if not on:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" in str(error):
+            raise InputError(f"--deterministic cannot work here: {str(error).split('. ')[0]}") from error
+        raise
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def choose_numerics(

@@ -111,6 +111,11 @@ class Recipe:
     )
     warmup: float = _option(0.025, "share of the run with linearly rising learning rate")
     seed: int = _option(0, "seed of the frame, the weights and the order of data")
+    on_nonfinite: str = _option(
+        "stop",
+        "a loss or gradient that is not finite ends the run, or its step is left out and listed",
+        ("stop", "skip"),
+    )
     # records
     track: str = _option(
         "collapse",
@@ -119,13 +124,18 @@ class Recipe:
     log: str = _option("none", "live view: tensorboard writes events into the run folder", ("none", "tensorboard"))
     # machine
     device: str = _option("auto", "cpu, cuda, cuda:1, mps")
-    precision: str = _option("auto", "auto: the fastest of a short trial", ("auto", "float32", "bfloat16"))
+    precision: str = _option(
+        "auto",
+        "auto: float32 or bfloat16, the faster in a short trial; float16 scales its loss (for GPUs without bfloat16)",
+        ("auto", "float32", "bfloat16", "float16"),
+    )
     memory_format: str = _option("auto", "auto: the fastest of a short trial", ("auto", "contiguous", "channels-last"))
     compile: str = _option(
         "off",
         "torch.compile the backbone (needs a C++ compiler on CPU); auto: where a trial says so",
         ("auto", "on", "off"),
     )
+    deterministic: bool = _option(False, "only algorithms that give the same bits each time (on a GPU; slower)")
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(Recipe)
@@ -157,6 +167,10 @@ class Recipe:
             raise InputError("remix changes the targets of mixed images; it needs mixup or cutmix above 0")
         if not 0.1 <= self.centre_crop <= 1:
             raise InputError(f"centre_crop must be between 0.1 and 1, got {self.centre_crop}")
+        if self.precision == "float16" and self.sam:
+            raise InputError(
+                "sharpness-aware steps need a gradient that is not scaled; take --precision float32 or bfloat16"
+            )
         if self.imbalance is not None and self.class_counts is not None:
             raise InputError("give imbalance or class_counts, not both")
 

@@ -210,6 +210,14 @@ class RunFolder:
             kept = next((name for name in CHECKPOINTS if (self.path / name).is_file()), None)
             raise InputError(f"{error}; {kept or 'no checkpoint'} is kept") from error
 
+    def keep_divergence(self, record: Mapping[str, object]) -> str:
+        """Write which step was not finite, on which images, beside the last good checkpoint; returns where, for a person."""
+        kept = next((name for name in CHECKPOINTS if (self.path / name).is_file()), None)
+        if kept is None:
+            return "There is no checkpoint yet"
+        self.write_json("nonfinite.json", {**record, "checkpoint": kept})
+        return f"The last good checkpoint is {self.path / kept}; {self.path / 'nonfinite.json'} lists all images of the step"
+
     def drop_previous_checkpoint(self) -> None:
         """Once all results are written the last checkpoint is enough."""
         (self.path / CHECKPOINTS[1]).unlink(missing_ok=True)
@@ -269,6 +277,7 @@ class RunFolder:
         """Forget epochs after the given number, those that the checkpoint does not have, and announcements of files that were
         never written: from here on the run goes on."""
         settle_checksums(self.path)
+        (self.path / "nonfinite.json").unlink(missing_ok=True)
         kept = [r for r in self.history() if r["epoch"] < epochs]
         self.write("history.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 

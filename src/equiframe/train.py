@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from equiframe.losses import Loss, Targets
 from equiframe.measure import measure, open_run
 from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
-from equiframe.numerics import Numerics, choose_numerics, keep_memory
+from equiframe.numerics import Numerics, choose_numerics, keep_memory, reproducible
 from equiframe.optimise import WeightAverage, at_sharpest_point, build_optimizer, fixed_statistics, set_learning_rate
 from equiframe.profiling import StepProfiler, phase
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
@@ -35,6 +35,18 @@ Progress = Callable[[dict], None]
 
 class Interrupted(Exception):
     """Training stopped on request, after saving; `equiframe train … --resume` continues it."""
+
+
+class Diverged(InputError):
+    """A loss, gradient or weight that is not finite.
+
+    Attributes:
+        record: ``epoch`` and ``step`` (from 0), ``what``, ``lr``, and the ``images`` of the batch by name.
+    """
+
+    def __init__(self, message: str, record: dict[str, object]) -> None:
+        super().__init__(message)
+        self.record = record
 
 
 def learning_rate(recipe: Recipe, done: float) -> float:
@@ -64,10 +76,12 @@ class Trainer:
     loss_sum: float = 0.0  # of the epoch's steps so far
     seconds: float = 0.0  # of the epoch's steps so far
     profiler: StepProfiler | None = None
+    skipped: list[dict] = field(default_factory=list)  # steps of the epoch that were left out, as in `Diverged.record`
 
     def __post_init__(self) -> None:
         self.backbone = torch.compile(self.model.backbone) if self.numerics.compile else self.model.backbone
         self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
+        self.scaler = self.numerics.scaler()
 
     @property
     def evaluated(self) -> Classifier:
@@ -80,47 +94,63 @@ class Trainer:
         device, steps = self.numerics.device, self.loader.steps
         if self.profiler is not None:
             self.profiler.begin(steps - self.step)
-        pending = torch.zeros((), device=device)  # losses not yet looked at: a GPU is not made to wait at each step
+        pending: list[Tensor] = []  # steps not yet looked at: a GPU is not made to wait at each
         started = time.perf_counter()  # the making of batches counts, telling and saving do not
         for images, targets in self.loader.epoch(self.epoch, self.step):
             lr = learning_rate(self.recipe, (self.epoch + (self.step + 1) / steps) / self.recipe.epochs)
             self.criterion.at((self.epoch + self.step / steps) / self.recipe.epochs)
-            pending += self.train_step(images, targets, lr)
+            loss = self.train_step(images, targets, lr)
+            pending.append(torch.stack([loss.float(), self._largest_gradient()]))
             self.step += 1
             if device.type == "cpu" or self.step % 50 == 0 or self.step == steps:
-                self.loss_sum += self._finite(float(pending), lr)
-                pending.zero_()
+                self._look_at(pending, lr)
             self.seconds += time.perf_counter() - started
             if self.profiler is not None:
                 self.profiler.step()
             if self.step % 10 == 0:
-                progress({"epoch": self.epoch, "step": self.step, "steps": steps, "loss": self.loss_sum / self.step})
+                progress({"epoch": self.epoch, "step": self.step, "steps": steps, "loss": self._mean_loss()})
             if stop_requested() and self.step < steps:
-                self.loss_sum += self._finite(float(pending), lr)
+                self._look_at(pending, lr)
                 self._check_weights(lr)
                 raise Interrupted
             started = time.perf_counter()
         self._check_weights(lr)
         record = {
             "epoch": self.epoch,
-            "loss": self.loss_sum / steps,
+            "loss": self._mean_loss(),
             "lr": lr,
             "seconds": round(self.seconds, 3),
             "images_per_second": round(steps * self.loader.batch_size / max(self.seconds, 1e-9), 1),
         }
-        self.epoch, self.step, self.loss_sum, self.seconds = self.epoch + 1, 0, 0.0, 0.0
+        if self.skipped:
+            record["skipped"] = self.skipped
+        self.epoch, self.step, self.loss_sum, self.seconds, self.skipped = self.epoch + 1, 0, 0.0, 0.0, []
         return record
 
     def train_step(self, images: Tensor, targets: Targets, lr: float) -> Tensor:
-        """One step of gradient descent on a batch; returns its loss, detached."""
+        """One step of gradient descent on a batch; returns its loss, detached.
+
+        With ``on_nonfinite="skip"`` a step whose loss or gradient is not finite leaves model and optimiser as they were.
+        """
         set_learning_rate(self.optimizer, lr)
+        skip = self.recipe.on_nonfinite == "skip"
+        before = {n: b.clone() for n, b in self.model.named_buffers()} if skip else {}  # running statistics
         loss = self._backward(images, targets)
         if self.recipe.sam:
             with at_sharpest_point(self.model.parameters(), self.recipe.sam), fixed_statistics(self.model):
                 self._backward(images, targets)
         with phase("optimiser"):
-            self.optimizer.step()
-            if self.average is not None:
+            good = not skip or (math.isfinite(loss) and math.isfinite(self._largest_gradient()))
+            if self.scaler is not None:
+                self.scaler.unscale_(self.optimizer)
+                self.scaler.step(self.optimizer)  # not where a gradient is infinite: the scale was too large
+                self.scaler.update()
+            elif good:
+                self.optimizer.step()
+            if not good:
+                for name, buffer in self.model.named_buffers():
+                    buffer.copy_(before[name])
+            elif self.average is not None:
                 self.average.update(self.model)
         return loss
 
@@ -132,26 +162,53 @@ class Trainer:
             loss = self.criterion(self.model.head(features), targets)
         with phase("backward"):
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
         return loss.detach()
 
-    def _finite(self, loss: float, lr: float) -> float:
-        """The loss, looked at together with the gradients of the last step: a bad one may come of a finite loss."""
-        if not math.isfinite(loss):
-            raise self._diverged(f"the loss became {loss}", lr)
+    # --- what is not finite -------------------------------------------------------------------------------------------
+
+    def _largest_gradient(self) -> Tensor:
+        """The largest absolute value of a gradient: not finite if one is not."""
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
-        if gradients and not math.isfinite(torch.nn.utils.get_total_norm(gradients, math.inf)):
-            raise self._diverged("a gradient became infinite or NaN", lr)
-        return loss
+        if not gradients:
+            return torch.zeros((), device=self.numerics.device)
+        return torch.nn.utils.get_total_norm(gradients, math.inf).float()
+
+    def _look_at(self, pending: list[Tensor], lr: float) -> None:
+        """Count the losses of the last steps; a step that is not finite ends the run, or is recorded as skipped."""
+        first = self.step - len(pending)
+        for step, (loss, gradient) in enumerate(torch.stack(pending).tolist() if pending else [], first):
+            overflow = self.scaler is not None and self.scaler.get_scale() >= 1  # of the scaled loss: it was halved
+            if math.isfinite(loss) and (math.isfinite(gradient) or overflow):
+                self.loss_sum += loss
+                continue
+            wrong = "a gradient became infinite or NaN" if math.isfinite(loss) else f"the loss became {loss}"
+            if self.recipe.on_nonfinite == "stop" or len(self.skipped) + 1 == self.loader.steps:
+                raise self._diverged(wrong, step, lr)
+            self.skipped.append(self._record(wrong, step, lr))
+        pending.clear()
+
+    def _mean_loss(self) -> float:
+        return self.loss_sum / max(1, self.step - len(self.skipped))
 
     def _check_weights(self, lr: float) -> None:
         if not all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):
-            raise self._diverged("a weight became infinite or NaN", lr)
+            raise self._diverged("a weight became infinite or NaN", self.step - 1, lr)
 
-    def _diverged(self, what: str, lr: float) -> InputError:
-        return InputError(
-            f"{what} in epoch {self.epoch + 1}, step {self.step} (learning rate {lr:.3g}); training stopped, an earlier "
-            f"checkpoint is kept. Try a lower --lr than {self.recipe.lr:g} or --precision float32"
+    def _record(self, what: str, step: int, lr: float) -> dict[str, object]:
+        images = self.loader.images.names
+        names = [images[i] for i in self.loader.positions(self.epoch, step)]
+        return {"epoch": self.epoch, "step": step, "what": what, "lr": lr, "images": names}
+
+    def _diverged(self, what: str, step: int, lr: float) -> Diverged:
+        record = self._record(what, step, lr)
+        names = record["images"]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        advice = f"Try a lower --lr than {self.recipe.lr:g}, --precision float32"
+        return Diverged(
+            f"{what} in epoch {self.epoch + 1}, step {step + 1} (learning rate {lr:.3g}; images {', '.join(names[:3])}{more}); "
+            f"training stopped. {advice}" + (", --on-nonfinite skip" if self.recipe.on_nonfinite == "stop" else ""),
+            record,
         )
 
     def state(self) -> dict[str, object]:
@@ -161,7 +218,8 @@ class Trainer:
             "model": self.model.state_dict(),
             "average": None if self.average is None else self.average.state(),
             "optimizer": self.optimizer.state_dict(),
-            "progress": {"epoch": self.epoch, "step": self.step, "loss_sum": self.loss_sum, "seconds": self.seconds},
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "progress": {name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "seconds", "skipped")},
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if self.numerics.device.type == "cuda" else [],
         }
@@ -171,6 +229,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state(state["average"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
         torch.set_rng_state(state["rng"])
@@ -242,7 +302,7 @@ def train(
         profile: watch a few steps of the first epoch, and say and write (``OUT/profile``) where their time goes.
 
     Raises:
-        InputError: wrong input, or a loss that is not finite.
+        InputError: wrong input; `Diverged`: a loss, gradient or weight that is not finite.
         Interrupted: after Ctrl-C, SIGTERM or ``stop``, with everything saved.
     """
     fields = resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
@@ -295,7 +355,7 @@ def _train(
     trainable = training_parameters(model)
     if steps < 300:
         say(f"note: only {steps} steps in all; a smaller --batch-size or more --epochs would train longer")
-    for line in _describe(card, model, trainable, numerics):
+    for line in _describe(card, model, trainable, numerics, recipe.deterministic):
         say(line)
 
     loader = make_loader(
@@ -325,11 +385,16 @@ def _train(
             _load_checkpoint(folder, trainer, checkpoint)
             say(f"continuing at epoch {trainer.epoch + 1}, step {trainer.step}")
         folder.rewind_history(trainer.epoch)
-        _train_epochs(trainer, folder, tracker, progress, stop)
+        with reproducible(recipe.deterministic):
+            _train_epochs(trainer, folder, tracker, progress, stop)
+    except Diverged as error:
+        folder.discard()
+        raise Diverged(f"{error}. {folder.keep_divergence(error.record)}", error.record) from error
     except InputError:
         folder.discard()
         raise
-    return finish(folder, trainer.evaluated, card, data, numerics, recipe, say)
+    with reproducible(recipe.deterministic):
+        return finish(folder, trainer.evaluated, card, data, numerics, recipe, say)
 
 
 def _train_epochs(
@@ -393,6 +458,7 @@ def finish(
         "images_per_second": round(sum(r["images_per_second"] for r in history) / max(len(history), 1), 1),
         "epochs": len(history),
         "selected": "last epoch" + (", average of weights" if recipe.ema else ""),
+        **({"skipped_steps": sum(len(r.get("skipped", ())) for r in history)} if recipe.on_nonfinite == "skip" else {}),
         **chosen,
     }
     files: dict[str, bytes] = {}
@@ -475,7 +541,9 @@ def _in_words(chosen: dict[str, object]) -> str:
     return ", ".join(words)
 
 
-def _describe(card: ModelCard, model: Classifier, trainable: dict[str, int], numerics: Numerics) -> list[str]:
+def _describe(
+    card: ModelCard, model: Classifier, trainable: dict[str, int], numerics: Numerics, deterministic: bool
+) -> list[str]:
     """What is about to happen, for a person: in particular which parameters train."""
     head = {name: size for name, size in trainable.items() if name.startswith("head.")}
     in_head = ", ".join(f"{name} ({size:,})" for name, size in head.items()) or "nothing"
@@ -483,6 +551,6 @@ def _describe(card: ModelCard, model: Classifier, trainable: dict[str, int], num
     return [
         f"method: {card.method} on {card.backbone}, {model.head.dim} features; trains {sum(trainable.values()):,} "
         f"parameters, in the head: {in_head}",
-        f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{', compiled' if numerics.compile else ''}{tried}"
-        + (f" ({numerics.note})" if numerics.note else ""),
+        f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{', compiled' if numerics.compile else ''}"
+        f"{', deterministic' if deterministic else ''}{tried}" + (f" ({numerics.note})" if numerics.note else ""),
     ]

@@ -24,6 +24,7 @@ SHARED_FIELDS = (
         "device",
         "precision",
         "memory_format",
+        "deterministic",
     ),
     *WITHOUT_EFFECT,
 )

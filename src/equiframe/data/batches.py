@@ -112,9 +112,17 @@ class Loader:
         """Training batches of an epoch."""
         return len(self.images) // self.batch_size
 
+    def order(self, epoch: int) -> np.ndarray:
+        """Positions of an epoch's images, in order."""
+        return epoch_order(self.images.labels, self.sampler, seed=self.seed, epoch=epoch, epochs=self.epochs)
+
+    def positions(self, epoch: int, step: int) -> np.ndarray:
+        """Which images make a training batch (before they are mixed)."""
+        return self.order(epoch)[step * self.batch_size : (step + 1) * self.batch_size]
+
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Training batches ``start, start+1, …`` of an epoch."""
-        order = epoch_order(self.images.labels, self.sampler, seed=self.seed, epoch=epoch, epochs=self.epochs)
+        order = self.order(epoch)
         chunks = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, self.steps)]
         seeds = [(self.seed, epoch, step + 1) for step in range(start, self.steps)]  # 0 is the order's
         for (indices, pixels), seed in zip(self._pixels(chunks, seeds), seeds, strict=True):
