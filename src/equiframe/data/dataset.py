@@ -106,7 +106,7 @@ def shared_content(one: ImageSet, two: ImageSet) -> list[tuple[str, str]]:
     def by_size(images: ImageSet) -> dict[int, list[int]]:
         sizes: dict[int, list[int]] = {}
         for i, source in enumerate(images.sources or ()):
-            with contextlib.suppress(OSError):  # one that is missing is named when it is decoded
+            if isinstance(source, bytes) or os.path.isfile(source):  # one that is missing is named when it is decoded
                 sizes.setdefault(len(source) if isinstance(source, bytes) else os.path.getsize(source), []).append(i)
         return sizes
 

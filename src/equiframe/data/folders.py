@@ -54,6 +54,8 @@ def load_folder(path: Path) -> Dataset:
         files, labels = [], []
         for k, class_name in enumerate(class_names):
             found = list_images(folder / class_name) if (folder / class_name).is_dir() else []
+            if (folder / class_name).is_symlink() and folder.resolve().is_relative_to((folder / class_name).resolve()):
+                raise InputError(f"class folder {folder / class_name} is a link to a folder that it lies in")
             if split == "train" and not found:
                 raise InputError(f"class folder without images: {folder / class_name}")
             files += found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from torch import Tensor
 from equiframe.errors import InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+# what is read, whatever a file is called: PIL knows more kinds, among them PostScript, for which it would start Ghostscript
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 
 
 def decoding_threads(workers: int | None) -> int:
@@ -72,8 +75,12 @@ def _opened(source: str | Path | bytes, name: str):
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise InputError(f"not a file (a folder, a pipe or a device): {name}")  # reading it might never end
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             yield image
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"image not found: {source}") from error
     except PermissionError as error:

@@ -1,5 +1,6 @@
 """Lists: text files with a line ``path label`` for each image, as long-tailed benchmarks are published
-(``ImageNet_LT_train.txt``, ``ImageNet_LT_val.txt``, ``ImageNet_LT_test.txt``).
+(``ImageNet_LT_train.txt``, ``ImageNet_LT_val.txt``, ``ImageNet_LT_test.txt``); or ``.csv`` files with a row ``path,label`` for
+each, whose first row may name the columns.
 
 Reading a list touches no image: whether the images are there is asked for the first line only. A missing one is named
 when it is decoded.
@@ -7,9 +8,10 @@ when it is decoded.
 
 from __future__ import annotations
 
+import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,7 @@ import numpy as np
 from equiframe.data.dataset import SPLIT_WORDS, Dataset, ImageSet, split_named
 from equiframe.errors import InputError
 
-LIST_ENDINGS = (".txt", ".lst")
+LIST_ENDINGS = (".txt", ".lst", ".csv")
 CLASS_NAMES_FILE = "classes.txt"
 
 
@@ -28,7 +30,7 @@ def find_lists(path: Path) -> dict[str, Path]:
     split is a train list without siblings.
     """
     if path.is_dir():
-        files = sorted(f for f in path.iterdir() if f.suffix.lower() in LIST_ENDINGS)
+        files = sorted(f for f in path.iterdir() if f.suffix.lower() in (".txt", ".lst"))  # a .csv may be anything
         stems = {_stem_and_split(f)[0] for f in files if _stem_and_split(f)[1] == "train"}
         if len(stems) > 1:
             raise InputError(
@@ -97,15 +99,33 @@ def files_under(root: Path, names: list[str], labels: Sequence[int]) -> ImageSet
 def read_list(path: Path) -> tuple[list[str], list[int]]:
     """Image paths and labels of a list; paths may hold spaces, empty lines do not count."""
     names, labels = [], []
-    for number, line in _lines(path):
-        *name, label = line.rsplit(maxsplit=1)
+    expected = "path,label" if path.suffix.lower() == ".csv" else "path label"
+    for number, cells in _rows(path):
+        name, label = (cell.strip() for cell in cells) if len(cells) == 2 else ("", "")
         if not name or not (label.isascii() and label.isdigit()):
-            raise InputError(f"{path}, line {number}: expected `path label` with a label 0, 1, 2, …, got {line[:80]!r}")
-        names.append(name[0])
+            if not names and number == 1 and expected == "path,label" and len(cells) == 2 and label.isidentifier():
+                continue  # the columns' names
+            line = ("," if expected == "path,label" else " ").join(cells)[:80]
+            raise InputError(f"{path}, line {number}: expected `{expected}` with a label 0, 1, 2, …, got {line!r}")
+        if len(label) > 18:
+            raise InputError(f"{path}, line {number}: label {label[:60]} is outside 0..10^18")
+        names.append(name)
         labels.append(int(label))
     if not names:
         raise InputError(f"no images in {path}")
     return names, labels
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The rows that are not empty, as path and label, with the numbers of their lines."""
+    if path.suffix.lower() != ".csv":
+        yield from ((number, line.rsplit(maxsplit=1)) for number, line in _lines(path))
+        return
+    for number, line in _lines(path):  # a line is a row: a path with a line break in it has no place in a list
+        try:
+            yield number, next(csv.reader([line], strict=True))
+        except csv.Error as error:
+            raise InputError(f"{path}, line {number}: {error}, in {line[:80]!r}") from error
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
@@ -146,7 +166,9 @@ def _check_labels(labels: list[int], num_classes: int, path: Path, *, whole: boo
     """All labels below ``num_classes``; with ``whole`` each of them at least once."""
     if max(labels) >= num_classes:
         i = next(i for i, label in enumerate(labels) if label >= num_classes)
-        raise InputError(f"{path}, line {_lines(path)[i][0]}: label {labels[i]} is outside 0..{num_classes - 1}")
+        with_header = len(_lines(path)) - len(labels)
+        number = _lines(path)[i + with_header][0]
+        raise InputError(f"{path}, line {number}: label {labels[i]} is outside 0..{num_classes - 1}")
     missing = np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0)
     if whole and len(missing):
         raise InputError(

@@ -141,11 +141,13 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
         if dataset.name in ("svhn", "svhn-extra", "stl10"):
             augmentation = "none"  # as in the paper
     _check_decoding(recipe, augmentation, resident)
-    if test is not val and (resident or len(train) + len(test) <= DUPLICATES_LIMIT):
-        shared = shared_content(train, test)
+    for name, part in (("validation", val), ("test", None if test is val else test)):
+        if part is None or not (resident or len(train) + len(part) <= DUPLICATES_LIMIT):
+            continue
+        shared = shared_content(train, part)
         if shared:
             example = f"{shared[0][1]} is {shared[0][0]}"
-            notes.append(f"warning: {len(shared):,} test image(s) are training images to the byte ({example})")
+            notes.append(f"warning: {len(shared):,} {name} image(s) are training images to the byte ({example})")
     if resident:
         decoded: dict[int, ImageSet] = {}
         for name, part in parts.items():
