@@ -15,7 +15,7 @@ from equiframe.frames import bases as bases_module
 from equiframe.frames import choose_geometry
 from equiframe.frames.bases import gold_rows, kerdock_rows
 from equiframe.frames.binary import PRIMITIVE, multiply, parity, trace
-from equiframe.frames.hadamard import block_bits, hadamard_matrix
+from equiframe.frames.hadamard import block_bits, hadamard_matrix, walsh_hadamard_peak
 
 F64 = torch.float64
 
@@ -35,6 +35,14 @@ def test_transform_is_the_product_with_scipys_matrix(m, lead):
     torch.testing.assert_close(walsh_hadamard(x), expected, rtol=0, atol=1e-11)
     block = hadamard_matrix(2 ** block_bits(m)[0], dtype=F64)
     assert torch.equal(walsh_hadamard(x, block), walsh_hadamard(x))
+
+
+@pytest.mark.parametrize("m", [1, 2, 6, 8, 11])
+def test_peak_is_the_largest_product_without_its_sign(m):
+    x = randn(2, 3, 2**m)
+    kept, expected = x.clone(), walsh_hadamard(x).abs().amax(-1)
+    torch.testing.assert_close(walsh_hadamard_peak(x), expected, rtol=0, atol=1e-11)
+    assert torch.equal(x, kept)
 
 
 def test_transform_undoes_itself_and_differentiates():

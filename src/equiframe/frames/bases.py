@@ -25,6 +25,7 @@ the low digits. The frame keeps which row, a + b ≈ 2√D small numbers a basis
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 
@@ -34,7 +35,7 @@ from torch import Tensor
 from equiframe.errors import InputError
 from equiframe.frames.base import Frame, check_size
 from equiframe.frames.binary import PRIMITIVE, multiply, parity, trace
-from equiframe.frames.hadamard import block_bits, exponent, hadamard_matrix, walsh_hadamard
+from equiframe.frames.hadamard import block_bits, exponent, hadamard_matrix, walsh_hadamard, walsh_hadamard_peak
 
 _CHUNK = {"cpu": 2**18}  # numbers at once: what stays in a core's cache
 _CHUNK_ELSEWHERE = 2**25
@@ -153,8 +154,9 @@ class BasesFrame(Frame):
         first = torch.zeros_like(bases)
         return self._signed(bases, first, first) * (self.signs / math.sqrt(self.dim))
 
-    def _products(self, features: Tensor, bases: Tensor, diagonals: Tensor) -> Tensor:
+    def _products(self, features: Tensor, bases: Tensor) -> Tensor:
         """Inner products with the positive vectors of ``bases (n,)`` or ``(B, n)``: ``(B, D) -> (B, n, D)``."""
+        diagonals = self._diagonals(bases.flatten()).view(*bases.shape, self.dim)
         products = walsh_hadamard(features[:, None] * diagonals, self.block)
         if self.standard < self.num_bases:
             itself = (features * self.signs)[:, None]
@@ -171,7 +173,7 @@ class BasesFrame(Frame):
         pieces = []
         for part in self._chunks(self.num_bases, features.numel(), features.device):
             bases = everything[part]
-            products = self._products(features, bases, self._diagonals(bases))
+            products = self._products(features, bases)
             both = torch.cat([products, -products], -1).flatten(1)
             pieces.append(both[:, : self.num_classes - part.start * 2 * self.dim])
         return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
@@ -179,15 +181,15 @@ class BasesFrame(Frame):
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k largest inner products and their classes, each ``(B, k)``, largest first; exact.
 
-        The k largest lie in the k bases with the largest peaks. So one pass of transforms keeps a peak a basis (B·K/2D numbers,
-        nothing of size K), and the k best bases are transformed again. Which of several exactly equal values come
-        first is as open as in `torch.topk`. Differentiable in the values.
+        The k best of all things lie in the k groups with the highest peaks. So a first pass of transforms keeps a peak a basis
+        (B·K/2D numbers, nothing of size K); the k best bases are transformed again, their k best lines ±m kept, and of those the
+        k best vectors. Which of several exactly equal values come first is as open as in `torch.topk`. Differentiable in the values.
         """
         if not 1 <= k <= self.num_classes:
             raise InputError(f"k must be in 1 … {self.num_classes} (the classes), got {k}")
         peaks = self._peaks(features.detach())
         best = peaks.topk(min(k, self.num_bases), dim=1).indices.sort(dim=1).values
-        rows = self._chunks(len(features), 2 * self.dim * best.shape[1], features.device)
+        rows = self._chunks(len(features), self.dim * best.shape[1], features.device)
         parts = [self._best(features[row], best[row], k) for row in rows]
         if not parts:
             return features.new_empty(0, k), best.new_empty(0, k)
@@ -199,27 +201,41 @@ class BasesFrame(Frame):
         everything = torch.arange(self.num_bases, device=features.device)
         peaks = features.new_empty(len(features), self.num_bases)
         rows = list(self._chunks(len(features), self.dim, features.device))
-        for part in self._chunks(self.num_bases, features[rows[0]].numel() if rows else 1, features.device):
+        each = features[rows[0]].numel() if rows else 1  # numbers of a basis for a slice of rows
+        for part in self._chunks(self.num_bases, self.dim, features.device):
             diagonals = self._diagonals(everything[part])
+            for row, some in itertools.product(rows, self._chunks(len(diagonals), each, features.device)):
+                signed = features[row, None] * diagonals[some]
+                peaks[row, part][:, some] = walsh_hadamard_peak(signed, self.block)
+        if self.standard < self.num_bases:
+            peaks[:, self.standard] = (features * self.signs).abs().amax(1)
+        if self.num_classes % (2 * self.dim):  # the last basis lacks classes
+            last = everything[-1:]
             for row in rows:
-                products = self._products(features[row], everything[part], diagonals)
-                peaks[row, part] = products.abs().amax(-1)
-                if part.stop == self.num_bases:  # the last basis may lack classes
-                    rest = self.num_classes - (self.num_bases - 1) * 2 * self.dim
-                    last = torch.cat([products[:, -1], -products[:, -1]], 1)[:, :rest]
-                    peaks[row, -1] = last.amax(1)
+                products = self._products(features[row], last)
+                peaks[row, -1] = self._line_peaks(products, last.expand(len(products), 1)).amax((1, 2))
+        return peaks
+
+    def _line_peaks(self, products: Tensor, bases: Tensor) -> Tensor:
+        """The larger inner product with the two vectors ±m of each line, ``(B, n, D)`` as ``products``: |m·h|, but for the classes
+        that the last basis lacks. ``bases (B, n)`` ascend, so that it comes last."""
+        peaks, last = products.abs(), products[:, -1]
+        left = self.num_classes - 2 * self.dim * bases[:, -1:]  # classes from the last basis's first on
+        line = torch.arange(self.dim, device=bases.device)
+        peaks[:, -1] = torch.where(line + self.dim < left, peaks[:, -1], last).masked_fill(line >= left, -math.inf)
         return peaks
 
     def _best(self, features: Tensor, bases: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k best classes among those of ``bases (B, n)``, which are ascending."""
-        diagonals = self._diagonals(bases.flatten()).view(*bases.shape, self.dim)
-        products = self._products(features, bases, diagonals)
-        width = 2 * self.dim
-        both = torch.cat([products, -products], -1)
-        absent = torch.arange(width, device=bases.device) >= self.num_classes - bases[:, -1:] * width
-        both[:, -1].masked_fill_(absent, -math.inf)  # only the last of all bases lacks classes, and it comes last
-        values, places = both.flatten(1).topk(k, dim=1)
-        return values, bases.gather(1, places // width) * width + places % width
+        products = self._products(features, bases)
+        peaks = self._line_peaks(products.detach(), bases).flatten(1)
+        lines = peaks.topk(min(k, peaks.shape[1]), dim=1).indices
+        positive = products.flatten(1).gather(1, lines)
+        first = bases.gather(1, lines // self.dim) * (2 * self.dim) + lines % self.dim
+        classes = torch.cat([first, first + self.dim], 1)
+        both = torch.cat([positive, -positive], 1).masked_fill(classes >= self.num_classes, -math.inf)
+        values, places = both.topk(k, dim=1)
+        return values, classes.gather(1, places)
 
     def dense(self) -> Tensor:
         return self.vectors(torch.arange(self.num_classes, device=self.signs.device))
