@@ -296,7 +296,7 @@ CASES = {
     "reference": (["compare", *tiny_flags(), "--methods", "ce", "--reference", "cosine"], "unknown reference 'cosine'"),
     "budget in words": (
         ["compare", *tiny_flags(), "--budget", "soon"],
-        "'soon' is not a time such as 90s, 30min or 2h",
+        "'soon' is not a time such as 90s, 30min, 2h or 1d",
     ),
     "no budget": (["compare", *tiny_flags(), "--budget", "0s"], "budget must be more than 0 seconds, got 0"),
     "no jobs": (["compare", *tiny_flags(), "--jobs", "0"], "jobs must be at least 1, got 0"),

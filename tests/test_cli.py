@@ -150,8 +150,8 @@ def test_compare_tells_who_is_better_and_how_sure_that_is(tmp_path, capsys, flag
 def test_times_with_units():
     from equiframe.cli.flags import seconds
 
-    assert [seconds(text) for text in ("90s", "30min", "2h", "1.5 h")] == [90, 1800, 7200, 5400]
-    for text in ("", "30", "min", "1d", "1.2.3s"):
+    assert [seconds(text) for text in ("90s", "30min", "2h", "1.5 h", "2d")] == [90, 1800, 7200, 5400, 172_800]
+    for text in ("", "30", "min", "1w", "1.2.3s"):
         with pytest.raises(argparse.ArgumentTypeError, match="is not a time such as"):
             seconds(text)
 

@@ -9,12 +9,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from equiframe import tune as tuning
-from equiframe.data.prepare import DATA_FIELDS
 from equiframe.data.sources import load_dataset
 from equiframe.errors import InputError, unknown
 from equiframe.grid import Cell, Failure, Grid
 from equiframe.method import METHODS
-from equiframe.recipe import Recipe
+from equiframe.recipe import DATA_FIELDS, Recipe
 from equiframe.runs import MACHINE_FIELDS, RunFolder, atomic_write
 from equiframe.summaries import Summary
 from equiframe.variants import Variant, parse_variants

@@ -187,6 +187,11 @@ class Recipe:
 
 FIELD_NAMES = tuple(f.name for f in fields(Recipe))
 PACKAGED_RECIPES = Path(__file__).with_name("recipes")
+# which images train and are tested, and how they are read
+DATA_FIELDS = (
+    "data", "data_root", "imbalance", "tail", "class_counts", "subset_seed", "split", "validation", "image_size",
+    "data_mode", "augmentation", "centre_crop", "draft", "on_bad_image",
+)  # fmt: skip
 RENAMED = {"profile": "tail"}  # fields of recipes that were written under an earlier name
 WITHOUT_EFFECT = ("workers", "data_root", "download", "track", "log")  # fields that do not decide the result
 

@@ -9,25 +9,10 @@ from urllib.parse import quote, unquote
 
 from equiframe.errors import InputError, unknown
 from equiframe.method import METHOD_FIELDS, METHODS, resolve_method
-from equiframe.recipe import FIELD_NAMES, WITHOUT_EFFECT, Recipe, setting_from_text, setting_to_text
+from equiframe.recipe import DATA_FIELDS, FIELD_NAMES, WITHOUT_EFFECT, Recipe, setting_from_text, setting_to_text
 
 # every row trains on and is tested on the same images, on the same machine
-SHARED_FIELDS = (
-    *("data", "data_root", "download", "imbalance", "tail", "class_counts", "subset_seed", "split", "validation"),
-    *(
-        "image_size",
-        "data_mode",
-        "augmentation",
-        "centre_crop",
-        "draft",
-        "on_bad_image",
-        "device",
-        "precision",
-        "memory_format",
-        "deterministic",
-    ),
-    *WITHOUT_EFFECT,
-)
+SHARED_FIELDS = (*DATA_FIELDS, *WITHOUT_EFFECT, "device", "precision", "memory_format", "deterministic")
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def add_verbs(verb: AddVerb) -> None:
     )
     sub.add_argument("--tune-epochs", metavar="N", type=int, help="epochs of a trial [--epochs]")
     sub = verb("reproduce", _reproduce, "rerun a table of a paper beside its published numbers, or list the tables")
-    papers.add_arguments(sub, whole_numbers)
+    papers.add_arguments(sub, whole_numbers, seconds)
 
 
 def _compare(arguments: argparse.Namespace) -> int:

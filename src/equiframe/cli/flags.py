@@ -111,9 +111,9 @@ def default_out(recipe: Recipe, *rest: str) -> Path:
 
 
 def seconds(text: str) -> float:
-    """``90s``, ``30min``, ``1.5h`` → seconds."""
-    match = re.fullmatch(r"([\d.]+)\s*(s|min|h)", text.strip())
+    """``90s``, ``30min``, ``1.5h``, ``2d`` → seconds."""
+    match = re.fullmatch(r"([\d.]+)\s*(s|min|h|d)", text.strip())
     with contextlib.suppress(ValueError):
         if match:
-            return float(match[1]) * {"s": 1, "min": 60, "h": 3600}[match[2]]
-    raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30min or 2h")
+            return float(match[1]) * {"s": 1, "min": 60, "h": 3600, "d": 86400}[match[2]]
+    raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30min, 2h or 1d")

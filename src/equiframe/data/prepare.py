@@ -19,24 +19,6 @@ from equiframe.errors import InputError
 from equiframe.imbalance import long_tail_indices, stratified_split
 from equiframe.recipe import Recipe
 
-DATA_FIELDS = [
-    "data",
-    "data_root",
-    "imbalance",
-    "tail",
-    "class_counts",
-    "subset_seed",
-    "split",
-    "validation",
-    "image_size",
-    "data_mode",
-    "augmentation",
-    "centre_crop",
-    "draft",
-    "on_bad_image",
-]
-
-
 DUPLICATES_LIMIT = 20_000  # streamed files that are worth looking at twice
 
 

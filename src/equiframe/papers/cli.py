@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,16 @@ from typing import Any
 from equiframe.errors import InputError
 from equiframe.papers.grid import Column, Row, Table, choose
 from equiframe.papers.tables import DATA_SETS, TABLES, find_table
+from equiframe.recipe import setting_from_text
 
-_UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
 _DEFAULT_SEEDS = (0, 1, 2)
 _OWN_OPTIONS = {"data": "data", "data_root": "data-root", "method": "rows", "seed": "seeds"}  # not for --set
 
 
-def add_arguments(parser: argparse.ArgumentParser, whole_numbers: Callable[[str], tuple[int, ...]]) -> None:
-    """The options of the verb, for the caller's parser; ``whole_numbers`` reads lists such as 0,1,2."""
+def add_arguments(
+    parser: argparse.ArgumentParser, whole_numbers: Callable[[str], tuple[int, ...]], seconds: Callable[[str], float]
+) -> None:
+    """The options of the verb, for the caller's parser; ``whole_numbers`` reads lists such as 0,1,2, ``seconds`` times such as 2h."""
     add = parser.add_argument
     add("table", metavar="TABLE", nargs="?", help="a table's name; without one, all tables are listed")
     add("--only", type=_words, metavar="COLUMN,…", help="only these columns; patterns such as 'cifar10-*' too")
@@ -29,9 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser, whole_numbers: Callable[[str]
     add("--data-root", metavar="DIR", help="where the data sets lie [data]")
     add("--download", action="store_true", help="download a built-in data set that is missing")
     add("--data", metavar="DATA", help="other images in place of the table's (the verdict is then for them alone)")
-    add("--set", type=_assignment, action="append", default=[], metavar="FIELD=VALUE", help="any other recipe field")
+    add("--set", action="append", default=[], metavar="FIELD=VALUE", help="any other recipe field")
     add("--out", metavar="DIR", help="where to save, and what is finished [runs/reproduce-TABLE]")
-    add("--budget", type=_seconds, metavar="TIME", help="begin no further run after this time: 90s, 30min, 8h, 2d")
+    add("--budget", type=seconds, metavar="TIME", help="begin no further run after this time: 90s, 30min, 8h, 2d")
     add("--dry-run", action="store_true", help="tell what would be run and what it would cost")
     add("--show", action="store_true", help="print all that is finished, and train nothing")
 
@@ -41,25 +42,6 @@ def _words(text: str) -> list[str]:
     if not words:
         raise argparse.ArgumentTypeError(f"{text!r} names nothing")
     return words
-
-
-def _assignment(text: str) -> tuple[str, object]:
-    import yaml
-
-    name, equals, value = text.partition("=")
-    if not equals or not name.strip():
-        raise argparse.ArgumentTypeError(f"{text!r} is not FIELD=VALUE")
-    try:
-        return name.strip().replace("-", "_"), yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} has no readable value") from error
-
-
-def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?) *(s|min|h|d)", text.strip())
-    if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time such as 90s, 30min, 8h or 2d")
-    return float(match[1]) * _UNITS[match[2]]
 
 
 def run(arguments: argparse.Namespace, reporter: Any, print_table: Callable[..., None]) -> int:
@@ -94,7 +76,7 @@ def run(arguments: argparse.Namespace, reporter: Any, print_table: Callable[...,
 def _changes(arguments: argparse.Namespace, columns: Sequence[Column]) -> dict[str, object]:
     """The recipe fields that the command line gives in place of the table's."""
     changes: dict[str, object] = {}
-    for name, value in arguments.set:
+    for name, value in map(setting_from_text, arguments.set):
         if name in _OWN_OPTIONS:
             raise InputError(f"--set cannot change {name!r}; use --{_OWN_OPTIONS[name]}")
         changes[name] = value
