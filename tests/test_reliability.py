@@ -1,5 +1,6 @@
 """The promises of docs/reliability.md: killed at any instant, full disks, flipped bits, two processes, hostile files."""
 
+import builtins
 import errno
 import json
 import os
@@ -8,6 +9,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 
@@ -161,19 +163,116 @@ def test_a_write_that_fails_leaves_the_checkpoint(recipe, data, stopped, tmp_pat
     assert after > 5
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root may mount")
-def test_a_disk_that_is_really_full(recipe, data, tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("no mount here")
-    try:
+@pytest.fixture
+def disk(tmp_path, monkeypatch):
+    """``disk(kilobytes)``: a folder that holds no more, and a function that makes it read-only: a real tmpfs where we may
+    mount, else what the system would say is imitated for files below it."""
+    folder, mounted = tmp_path / "disk", []
+    folder.mkdir()
+
+    def mount(*options):
+        return subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", folder], capture_output=True).returncode == 0
+
+    def refuse(number):
+        raise OSError(number, os.strerror(number))
+
+    def make(kilobytes):
+        if mount("-o", f"size={kilobytes}k"):
+            mounted.append(folder)
+            return folder, lambda: subprocess.run(["mount", "-o", "remount,ro", folder], check=True)
+        opened, read_only = builtins.open, []
+
+        def opening(file, mode="r", *arguments, **options):
+            if str(file).startswith(str(folder)) and mode[0] in "wa":
+                if read_only:
+                    refuse(errno.EROFS)
+                if sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) > 1024 * kilobytes // 2:
+                    refuse(errno.ENOSPC)
+            return opened(file, mode, *arguments, **options)
+
+        monkeypatch.setattr(builtins, "open", opening)
+        return folder, lambda: read_only.append(True)
+
+    yield make
+    for place in mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+def test_a_disk_that_is_really_full(recipe, data, disk):
+    folder, _ = disk(96)
+    with pytest.raises(InputError, match=r"cannot write .*No space left on device"):
+        train(recipe.with_(width=16, epochs=3), folder / "run", data=data)
+    if (folder / "run").exists():
+        assert RunFolder(folder / "run").load_checkpoint()["progress"]["epoch"] >= 1
+
+
+def test_a_disk_that_became_read_only(recipe, data, whole, disk):
+    """Nothing can be written any more: one line, and the checkpoint is there, to be continued on another disk."""
+    folder, make_read_only = disk(4096)
+    epochs = []
+    with pytest.raises(Interrupted):
+        train(recipe, folder / "run", data=data, progress=lambda state: state.get("done") and epochs.append(0),
+              stop=lambda: bool(epochs))  # fmt: skip
+    make_read_only()
+    before = content(folder)
+    for out, resume in ((folder / "run", True), (folder / "new", False)):
+        with pytest.raises(InputError, match=r"Read-only file system|no permission to write") as caught:
+            train(recipe, out, data=data, resume=resume)
+        assert "\n" not in str(caught.value)
+    assert content(folder) == before
+    shutil.copytree(folder / "run", folder.parent / "saved")
+    train(recipe, folder.parent / "saved", data=data, resume=True)
+    assert outcome(folder.parent / "saved") == outcome(whole)
+
+
+def test_a_write_that_is_cut_short(recipe, data, stopped, tmp_path, monkeypatch):
+    """The disk fills in the middle of a write, not at its end: the half is removed, and what was there stays."""
+    opened, count, at = builtins.open, 0, 0
+
+    def opening(file, mode="r", *arguments, **options):
+        nonlocal count
+        result = opened(file, mode, *arguments, **options)
+        if mode == "wb" and str(file).endswith(".tmp"):
+            count += 1
+            if count == at:
+                result.write(b"half")
+                result.close()
+                result = opened("/dev/full", mode, *arguments, **options)
+        return result
+
+    for at in range(1, 12, 3):
+        path, count = tmp_path / str(at), 0
+        shutil.copytree(stopped, path)
+        monkeypatch.setattr(builtins, "open", opening)
         with pytest.raises(InputError, match=r"cannot write .*No space left on device"):
-            train(recipe.with_(width=16, epochs=3), disk / "run", data=data)
-        if (disk / "run").exists():
-            assert RunFolder(disk / "run").load_checkpoint()["progress"]["epoch"] >= 1
-    finally:
-        subprocess.run(["umount", disk], check=True)
+            train(recipe.with_(epochs=3), path, data=data, resume=True)
+        monkeypatch.undo()
+        assert not list(path.rglob("*.tmp"))
+        assert RunFolder(path).load_checkpoint()["progress"]["epoch"] >= 2
+
+
+def test_a_slow_disk_is_told_and_loses_nothing(recipe, data, whole, tmp_path, monkeypatch):
+    """Each fsync takes its time; a kill in the middle of one leaves the checkpoint before it."""
+    fsync, count, said = os.fsync, 0, []
+
+    def slow(file):
+        nonlocal count
+        count += 1
+        time.sleep(0.02)
+        if count == 30:
+            monkeypatch.setattr(Path, "unlink", lambda *args, **options: None)
+            raise Killed
+        return fsync(file)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    monkeypatch.setattr("equiframe.train.SLOW_SAVE", 0.04)
+    with pytest.raises(Killed):
+        train(recipe, tmp_path / "run", data=data, say=said.append)
+    monkeypatch.undo()
+    assert sum("the disk of" in line and "is slow" in line for line in said) == 1
+    assert RunFolder(tmp_path / "run").load_checkpoint()["progress"]["epoch"] >= 1
+    train(recipe, tmp_path / "run", data=data, resume=True)
+    assert outcome(tmp_path / "run") == outcome(whole)
 
 
 @pytest.mark.parametrize("name", ["recipe.yaml", "environment.json", "split.json", "details.json", "metrics.json",

@@ -31,6 +31,7 @@ from equiframe.second_stage import run_second_stage
 from equiframe.tracking import Tracker, check_tracks, event_writer, make_loader
 
 Progress = Callable[[dict], None]
+SLOW_SAVE = 10.0  # seconds
 
 
 class Interrupted(Exception):
@@ -386,7 +387,7 @@ def _train(
             say(f"continuing at epoch {trainer.epoch + 1}, step {trainer.step}")
         folder.rewind_history(trainer.epoch)
         with reproducible(recipe.deterministic):
-            _train_epochs(trainer, folder, tracker, progress, stop)
+            _train_epochs(trainer, folder, tracker, say, progress, stop)
     except Diverged as error:
         folder.discard()
         raise Diverged(f"{error}. {folder.keep_divergence(error.record)}", error.record) from error
@@ -398,11 +399,27 @@ def _train(
 
 
 def _train_epochs(
-    trainer: Trainer, folder: RunFolder, tracker: Tracker, progress: Progress, stop: Callable[[], bool]
+    trainer: Trainer,
+    folder: RunFolder,
+    tracker: Tracker,
+    say: Callable[[str], None],
+    progress: Progress,
+    stop: Callable[[], bool],
 ) -> None:
     """Train to the end, with a line of history and a checkpoint after each epoch and when somebody wants to stop."""
     epochs = trainer.recipe.epochs
     write_event = event_writer(trainer.recipe.log, str(folder.path / "tensorboard"))
+    told = False
+
+    def save() -> None:
+        nonlocal told
+        started = time.perf_counter()
+        folder.save_checkpoint(trainer.state())
+        took = time.perf_counter() - started
+        if took > SLOW_SAVE and not told:
+            told = True
+            say(f"note: saving a checkpoint took {took:.0f} s; the disk of {folder} is slow (nothing is lost by it)")
+
     with stop_on_signals() as signalled:
 
         def stop_requested() -> bool:
@@ -412,12 +429,12 @@ def _train_epochs(
             try:
                 record = trainer.train_epoch(stop_requested, progress)
             except Interrupted:
-                folder.save_checkpoint(trainer.state())
+                save()
                 raise
             record |= tracker.record()
             folder.append_history(record)
             write_event(record)
-            folder.save_checkpoint(trainer.state())
+            save()
             progress(record | {"epochs": epochs, "done": True})
             if stop_requested() and trainer.epoch < epochs:
                 raise Interrupted
