@@ -288,6 +288,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="only recipes whose names begin so")
+    parser.add_argument("--epochs", type=int, help="instead of a recipe's own")
     parser.add_argument("--cifar", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "cifar10")
     parser.add_argument("--out", type=Path, help="write what happened as JSON")
     arguments = parser.parse_args()
@@ -301,6 +302,8 @@ def main() -> None:
         if any(name.startswith("cifar10-lt") for name in recipes):
             in_a_fork(small_cifar, arguments.cifar, folder / "cifar10")
         recipes = {name: {"data": str(folder / "cifar10")} | fields for name, fields in recipes.items()}
+        if arguments.epochs:
+            recipes = {name: fields | {"epochs": arguments.epochs} for name, fields in recipes.items()}
         whole, seconds, counts = {}, {}, {}
         for name, fields in recipes.items():
             seconds[name] = finish(fields, folder / "whole", board)
@@ -330,7 +333,7 @@ def main() -> None:
             shutil.rmtree(out)
         name = next(iter(recipes))  # the control
         out = folder / "control"
-        plan = {"phase": 1, "number": counts[name]["step"] // 2, "share": 0.5, "length": 0.01}
+        plan = {"phase": 1, "number": 3 * counts[name]["step"] // 4, "share": 0.5, "length": 0.01}
         while not (out / "checkpoints" / "last.pt").exists():
             shutil.rmtree(out, ignore_errors=True)
             kill(recipes[name], out, board, plan, seconds[name])

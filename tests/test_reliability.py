@@ -660,6 +660,15 @@ def test_a_zip_bomb_as_checkpoint(stopped, tmp_path):
         RunFolder(tmp_path / "run").load_checkpoint()
 
 
+def test_a_zip_bomb_as_arrays(whole, tmp_path, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    (tmp_path / "run" / "checksums.json").unlink()
+    np.savez_compressed(tmp_path / "run" / "predictions.npz", labels=np.zeros(1 << 22))
+    monkeypatch.setattr("equiframe.runs.ARRAYS_LIMIT", 1 << 20)
+    with pytest.raises(InputError, match=r"would unpack to 33,554,.* bytes; refused"):
+        RunFolder(tmp_path / "run").read_arrays("predictions.npz")
+
+
 @pytest.fixture
 def model(whole, tmp_path):
     shutil.copytree(whole, tmp_path / "model")
@@ -686,6 +695,16 @@ def test_sizes_have_limits(model, monkeypatch):
         file.truncate(1 << 30)  # a sparse file: nothing is written, and nothing must be read
     with pytest.raises(InputError, match=r"model\.json has 1,073,741,824 bytes; at most"):
         load_classifier(model)
+    for name, read in {
+        "split.json": lambda: _indices_from_manifest(str(model / "split.json"), None),
+        "metrics.json": lambda: RunFolder(model).read_json("metrics.json"),
+        "history.jsonl": RunFolder(model).history,
+        "checksums.json": lambda: files.read_checksums(model),
+    }.items():
+        with open(model / name, "ab") as file:
+            file.truncate(1 << 30)
+        with pytest.raises(InputError, match=rf"{name} has 1,073,741,824 bytes; at most"):
+            read()
     with open(model / "recipe.yaml", "ab") as file:
         file.truncate(1 << 30)
     with pytest.raises(InputError, match=r"recipe\.yaml has 1,073,741,824 bytes; at most"):
@@ -734,12 +753,27 @@ def test_a_list_that_points_elsewhere_shows_nothing(tmp_path, capsys):
 def test_class_names_in_html_are_text(tmp_path, class_folder):
     from equiframe.report import find_runs, write_report
 
-    evil = ["<script>alert(1)<", "img src=x onerror=alert(2)", "$\\frac{$", "a&b"]
+    evil = [
+        "<script>alert(1)<",
+        "<img src=x onerror=document.title='hacked'>",
+        "<script>document.title='hacked'<",
+        "$\\frac{$",
+    ]
     root = class_folder({name.replace("/", ""): 8 for name in evil})
     train(Recipe(**tiny_fields(data=str(root), batch_size=4, validation=0.5)), tmp_path / "run")
     page = write_report(find_runs([tmp_path / "run"]), tmp_path / "page.html").read_text()
     assert "<script>alert(1)" not in page
     assert "&lt;script&gt;alert(1)&lt;" in page
+    if shutil.which("chromium"):  # a browser that runs none of it shows the names, and its own title
+        done = subprocess.run(
+            ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr",
+             "--dump-dom", (tmp_path / "page.html").as_uri()],
+            capture_output=True, text=True, timeout=90, check=True,
+        )  # fmt: skip
+        assert "hacked" not in done.stdout.partition("</title>")[0]
+        assert "&lt;script&gt;document.title='hacked'&lt;" in done.stdout
+        assert "CONSOLE" not in done.stderr
 
 
 # --- whatever the text --------------------------------------------------------------------------------------------------

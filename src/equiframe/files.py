@@ -14,6 +14,7 @@ from equiframe.errors import InputError
 
 CHECKSUMS = "checksums.json"
 LOCK = ".lock"
+JSON_LIMIT = 1 << 28  # bytes of a JSON file: the positions of twenty million images
 
 
 def atomic_write(path: Path, content: bytes | str, *, keep: Path | None = None) -> None:

@@ -26,12 +26,14 @@ import torch
 from equiframe.errors import InputError
 from equiframe.files import (
     CHECKSUMS,
+    JSON_LIMIT,
     LOCK,
     announce,
     atomic_write,
     checksum,
     lock,
     read_checksums,
+    read_limited,
     settle_checksums,
     verify,
     write_checksums,
@@ -231,7 +233,7 @@ class RunFolder:
 
     def read_json(self, name: str) -> dict:
         try:
-            raw = (self.path / name).read_bytes()
+            raw = read_limited(self.path / name, JSON_LIMIT)
             content = json.loads(raw)
         except FileNotFoundError as error:
             raise InputError(f"{self.path} has no {name}: not a finished run") from error
@@ -264,7 +266,7 @@ class RunFolder:
         """The epochs so far. A last line that a crash cut short is left out; a damaged one before it is an error."""
         path = self.path / "history.jsonl"
         records = []
-        lines = path.read_bytes().splitlines() if path.is_file() else []
+        lines = read_limited(path, JSON_LIMIT).splitlines() if path.is_file() else []
         for number, line in enumerate(lines, 1):
             try:
                 records.append(json.loads(line))

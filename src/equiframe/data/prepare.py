@@ -16,6 +16,7 @@ from equiframe.data.dataset import shared_content
 from equiframe.data.images import decoding_threads, unreadable
 from equiframe.data.sources import Dataset, ImageSet, load_dataset, with_pixels
 from equiframe.errors import InputError
+from equiframe.files import JSON_LIMIT, read_limited
 from equiframe.imbalance import long_tail_indices, stratified_split
 from equiframe.recipe import Recipe
 
@@ -228,12 +229,14 @@ def _choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple
 def _indices_from_manifest(path: str, dataset: Dataset) -> tuple[np.ndarray, np.ndarray | None]:
     """The exact images of an earlier run, verified against its hash and the data set's fingerprint."""
     try:
-        manifest = json.loads(Path(path).read_bytes())
+        manifest = json.loads(read_limited(Path(path), JSON_LIMIT))
         train = np.array(manifest["train"], dtype=np.int64)
         val = None if manifest["val"] is None else np.array(manifest["val"], dtype=np.int64)
         expected = manifest["hash"]
         if any(part is not None and part.ndim != 1 for part in (train, val)):
             raise ValueError("positions must be a list")
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"cannot read split {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
