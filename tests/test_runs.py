@@ -101,7 +101,7 @@ def test_yaml_numbers_in_the_usual_spellings(tmp_path):
         ({"class_counts": 5}, "'class_counts' must be a list of whole numbers, got 5"),
         ({"class_counts": ["a"]}, "'class_counts' must be a whole number, got 'a'"),
         ({"schedule": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
-        ({"precision": "float16"}, "unknown precision 'float16'; did you mean 'bfloat16'"),
+        ({"precision": "bfloat61"}, "unknown precision 'bfloat61'; did you mean 'bfloat16'"),
         ({"data_mode": "x"}, "unknown data mode 'x'"),
     ],
 )
