@@ -31,7 +31,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"tracking", "deployed"},
     {"measure", "second_stage"},
     {"train", "predict", "export"},
-    {"grid"},
+    {"grid", "doctor"},
     {"tune"},
     {"compare"},
     {"report", "papers"},

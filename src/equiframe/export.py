@@ -278,15 +278,16 @@ def _calibration_positions(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return tracked_positions(labels, per_class=math.ceil(CALIBRATION_IMAGES / num_classes))
 
 
-def quantise(graph: bytes, kind: str, batches: Sequence[Tensor]) -> bytes:
+def quantise(graph: bytes, kind: str, batches: Sequence[Tensor], *, reduce_range: bool = True) -> bytes:
     """An ONNX graph with 8-bit weights, symmetric and per output channel, and 8-bit activations.
 
     Args:
         kind: ``static``: ranges of the activations are the smallest and largest value on ``batches`` (uint8 images); ``dynamic``: ranges
             are taken anew for each batch that comes, and only matrix products and convolutions count.
+        reduce_range: weights of 7 bits.
 
     Normalisation, classifier and softmax stay in float32: they are a negligible part of the work, and probabilities in steps of 1/255 are none.
-    Weights have 7 bits: on CPUs without VNNI instructions sums of 8-bit products overflow in pairs, and the file would be wrong there.
+    With 8 bits, sums of two products overflow on CPUs without VNNI instructions, and the file would be wrong there.
     """
     import onnx
     from onnxruntime import quantization as q
@@ -301,7 +302,7 @@ def quantise(graph: bytes, kind: str, batches: Sequence[Tensor]) -> bytes:
         given, whole, small = (Path(folder) / f"{name}.onnx" for name in ("given", "whole", "small"))
         given.write_bytes(graph)
         q.shape_inference.quant_pre_process(str(given), str(whole), skip_symbolic_shape=True)
-        options = {"per_channel": True, "reduce_range": True, "weight_type": q.QuantType.QInt8}
+        options = {"per_channel": True, "reduce_range": reduce_range, "weight_type": q.QuantType.QInt8}
         options["nodes_to_exclude"] = _kept_nodes(onnx.load(whole).graph)
         if kind == "static":
             q.quantize_static(whole, small, Reader(), activation_type=q.QuantType.QUInt8, **options)

@@ -13,7 +13,7 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 
-from equiframe.cli import compare, deploy, finished, geometry, training
+from equiframe.cli import compare, deploy, doctor, finished, geometry, training
 from equiframe.cli.flags import Parser, recipe_flags
 from equiframe.errors import InputError
 
@@ -52,7 +52,7 @@ def _parser() -> Parser:
             recipe_flags(sub, without=("method", "seed") if name == "compare" else ())
         return sub
 
-    for group in (training, compare, finished, deploy, geometry):
+    for group in (doctor, training, compare, finished, deploy, geometry):
         group.add_verbs(verb)
     verbs.add_parser("peeled", add_help=False, help="the layer-peeled model: solve it, or judge a claim of the paper")
     return parser

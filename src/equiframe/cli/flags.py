@@ -82,7 +82,7 @@ def whole_numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers with commas between") from error
 
 
-def recipe_of(arguments: argparse.Namespace, *, saved: bool = False) -> Recipe:
+def recipe_of(arguments: argparse.Namespace, *, saved: bool = False, data_needed: bool = True) -> Recipe:
     """Defaults, then the recipe file (or, with ``saved``, the recipe of the run in ``--out``), flags, and ``--set``."""
     given = {name: getattr(arguments, name) for name in FIELD_NAMES if name != "data" and hasattr(arguments, name)}
     stated = load_recipe(arguments.config) if arguments.config else {}
@@ -96,7 +96,7 @@ def recipe_of(arguments: argparse.Namespace, *, saved: bool = False) -> Recipe:
             if name in settings:
                 raise InputError(f"--set {name}: a comparison takes --{name}s")
     recipe = Recipe(**{**stated, **given, **settings})
-    if not recipe.data:
+    if not recipe.data and data_needed:
         raise InputError(
             f"DATA is missing: equiframe {arguments.verb} DATA … (a folder of images, or a name such as digits)"
         )

@@ -65,6 +65,13 @@ def upright_size(source: str | Path | bytes, *, name: str | None = None) -> tupl
         return (image.height, image.width) if turned else image.size
 
 
+def image_header(source: str | Path | bytes, *, name: str | None = None) -> tuple[tuple[int, int], str]:
+    """(width, height) upright, and the kind as ``RGB JPEG`` (the mode as stored); reads the header only."""
+    with _opened(source, name or _name_of(source)) as image:
+        turned = image.getexif().get(0x0112, 1) >= 5
+        return (image.height, image.width) if turned else image.size, f"{image.mode} {image.format}"
+
+
 def _name_of(source: str | Path | bytes) -> str:
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else str(source)
 

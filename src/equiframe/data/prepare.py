@@ -79,7 +79,7 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
     if recipe.split is not None:
         train_indices, val_indices = _indices_from_manifest(recipe.split, dataset)
     else:
-        train_indices, val_indices = _choose_indices(recipe, dataset, notes)
+        train_indices, val_indices = choose_indices(recipe, dataset, notes)
     skipped: dict[str, list[str]] = {}
     fingerprint = dataset.fingerprint()
     if recipe.on_bad_image == "skip":
@@ -115,15 +115,7 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
     parts = {"train": train, "val": val, "test": test}
     counts = {id(part): len(part) for part in parts.values() if part is not None}  # test may be val
     needed = sum(counts.values()) * 3 * size * size
-    resident = recipe.data_mode == "resident" or (
-        recipe.data_mode == "auto" and needed <= RESIDENT_LIMIT and (size <= 96 or train.pixels is not None)
-    )
-    augmentation = recipe.augmentation
-    if augmentation == "auto":
-        augmentation = ("crop-flip" if dataset.flips else "crop") if resident else "resized-crop-flip"
-        if dataset.name in ("svhn", "svhn-extra", "stl10"):
-            augmentation = "none"  # as in the paper
-    _check_decoding(recipe, augmentation, resident)
+    resident, augmentation = settle_loading(recipe, replace(dataset, train=train), sum(counts.values()), size)
     for name, part in (("validation", val), ("test", None if test is val else test)):
         if part is None or not (resident or len(train) + len(part) <= DUPLICATES_LIMIT):
             continue
@@ -158,6 +150,26 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
     for line in (*notes, prepared.describe()):
         progress(line)
     return prepared
+
+
+def settle_loading(recipe: Recipe, dataset: Dataset, num_images: int, size: int) -> tuple[bool, str]:
+    """Whether so many images of this size stay decoded in memory, and which augmentation that means.
+
+    Raises:
+        InputError: if the recipe asks for what does not go together.
+    """
+    resident = recipe.data_mode == "resident" or (
+        recipe.data_mode == "auto"
+        and num_images * 3 * size * size <= RESIDENT_LIMIT
+        and (size <= 96 or dataset.train.pixels is not None)
+    )
+    augmentation = recipe.augmentation
+    if augmentation == "auto":
+        augmentation = ("crop-flip" if dataset.flips else "crop") if resident else "resized-crop-flip"
+        if dataset.name in ("svhn", "svhn-extra", "stl10"):
+            augmentation = "none"  # as in the paper
+    _check_decoding(recipe, augmentation, resident)
+    return resident, augmentation
 
 
 def _without_bad(
@@ -199,7 +211,7 @@ def _check_decoding(recipe: Recipe, augmentation: str, resident: bool) -> None:
         raise InputError("draft decodes what random boxes need; it needs augmentation resized-crop-flip")
 
 
-def _choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
+def choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple[np.ndarray, np.ndarray | None]:
     """Training and validation positions among the data set's training images; None where it has its own validation."""
     labels = dataset.train.labels
     if recipe.imbalance is not None or recipe.class_counts is not None:

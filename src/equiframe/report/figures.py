@@ -294,13 +294,55 @@ def frame_figure(frame: Frame, *, at_most: int = 400) -> Figure:
     return figure
 
 
+def counts_figure(names: Sequence[str], counts: Sequence[int], *, named: int = 40) -> Figure:
+    """Training images of each class, the largest first, coloured by group (many, medium, few); a logarithmic axis where the ratio is
+    above 20. Up to ``named`` classes have their names below."""
+    order = np.argsort(-np.asarray(counts), kind="stable")
+    sizes = np.asarray(counts)[order]
+    groups = {"many, > 100": sizes > 100, "medium, 20 to 100": (sizes >= 20) & (sizes <= 100), "few, < 20": sizes < 20}
+    with plt.rc_context(STYLE):
+        figure, axes = plt.subplots(figsize=(8, 4.2), layout="constrained")
+        for (label, mask), colour in zip(groups.items(), (COLOURS[0], COLOURS[5], COLOURS[3]), strict=True):
+            if mask.any():
+                wide = 0.8 if len(sizes) <= 200 else 1.0
+                axes.bar(
+                    np.flatnonzero(mask),
+                    sizes[mask],
+                    width=wide,
+                    color=colour,
+                    label=f"{label}: {mask.sum():,} classes",
+                )
+        axes.set(ylabel="training images", xlim=(-0.7, len(sizes) - 0.3))
+        ratio = sizes[0] / max(sizes[-1], 1)
+        if ratio > 20:
+            axes.set(yscale="log", ylabel="training images, logarithmic")
+            axes.set_ylim(bottom=max(0.8, 0.7 * max(sizes[-1], 1)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+        axes.grid(axis="x", visible=False)
+        if len(sizes) <= named:
+            short = [n if len(n) <= 18 else n[:17] + "…" for n in (names[k] for k in order)]
+            turned = len(short) * max(map(len, short)) > 80
+            how = {"rotation": 35, "ha": "right", "rotation_mode": "anchor"} if turned else {}
+            axes.set_xticks(range(len(sizes)), short, **how)
+        else:
+            axes.set_xlabel("class, by size")
+        axes.legend(loc="upper right", fontsize=9)
+        axes.set_title(f"{len(sizes):,} classes, {sizes.sum():,} training images, imbalance ratio {ratio:,.4g}")
+    return figure
+
+
 def save_frame_figure(frame: Frame, path: str) -> None:
     """Write `frame_figure` as the kind of file that the ending names."""
+    save_figure(lambda: frame_figure(frame), path)
+
+
+def save_figure(draw_it: Callable[[], Figure], path: str) -> None:
+    """Write a figure as the kind of file that the ending names, which is looked at first."""
     kinds = plt.gcf().canvas.get_supported_filetypes()
     plt.close()
     if path.rsplit(".", 1)[-1].lower() not in kinds or "." not in path:
         raise InputError(f"cannot draw {path}: its ending must be one of {', '.join(sorted(kinds))}")
-    figure = frame_figure(frame)
+    figure = draw_it()
     try:
         figure.savefig(path, dpi=160, facecolor="white")
     except OSError as error:
