@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -363,3 +364,16 @@ def test_wrong_input_is_one_line(arguments, message, capsys):
     assert out == ""
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_every_block_of_the_page_runs(sick, tmp_path, monkeypatch, capsys):
+    """docs/doctor.md, with a small network."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(sick, tmp_path / "photos")
+    text = (Path(__file__).parents[1] / "docs" / "doctor.md").read_text()
+    for block in re.findall(r"```sh\n(.*?)```", text, re.S):
+        for line in block.splitlines():
+            words = shlex.split(line, comments=True)
+            small = ["--backbone", "mlp", "--image-size", "8", "--seconds", "0.01", "--quiet"]
+            assert main([*words[1:], *small]) == 0, capsys.readouterr().err
+    assert (tmp_path / "counts.png").is_file()

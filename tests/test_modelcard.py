@@ -4,6 +4,7 @@ import importlib
 import inspect
 import json
 import re
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, replace
@@ -284,3 +285,35 @@ def test_a_hub_folder_that_nobody_wrote(finished_run, tmp_path):
         (folder / "config.json").write_text(replace(card, **change).to_json())
         with pytest.raises(InputError):
             Classifier.from_pretrained(folder)
+
+
+# --- docs/deploy.md ---------------------------------------------------------------------------------------------------
+
+
+def test_every_block_of_the_page_runs(finished_run, hub, tmp_path, monkeypatch, capsys):
+    """In order, on a run called runs/pets and two images in photos/."""
+    from equiframe.export import WRITERS, write_onnx
+
+    known = []  # one graph for float32 and int8: two seconds saved
+    monkeypatch.setitem(
+        WRITERS, "onnx", lambda *model: known[0] if known else known.append(write_onnx(*model)) or known[0]
+    )
+    shutil.copytree(finished_run, tmp_path / "runs" / "pets")
+    write_class(tmp_path / "photos", 3, 2)
+    (tmp_path / "photos" / "000.png").rename(tmp_path / "photos" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "deploy.md").read_text()
+    commands = 0
+    for language, block in re.findall(r"```(\w+)\n(.*?)```", text, re.S):
+        if language == "python":
+            exec(block, {})
+            assert capsys.readouterr().out
+        for line in block.splitlines() if language == "sh" else ():
+            words = shlex.split(line, comments=True)
+            assert words[0] == "equiframe"
+            assert main([*words[1:], "--quiet"]) == 0, capsys.readouterr().err
+            commands += 1
+    assert commands == 9
+    for file in ("model.onnx", "model.int8.onnx", "model.pt2", "exported.safetensors"):
+        assert (tmp_path / "runs" / "pets" / file).is_file()
+    assert main(["export", "card", "--format", "safetensors", "--images", "0", "--quiet"]) == 0

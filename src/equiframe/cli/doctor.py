@@ -113,7 +113,7 @@ def _machine(machine: dict, training: dict | None):
         speed += f", {quantity(machine['bfloat16_operations_per_second'], 'Flop/s')} in bfloat16"
     gpu = machine["gpu"]
     bf16 = "bfloat16 instructions" if machine["bfloat16_instructions"] else "no bfloat16 instructions"
-    flags = " ".join(machine["cpu_flags"])
+    flags = " ".join(f for f in machine["cpu_flags"] if f != machine["cpu_capability"].lower())
     rows = [
         ("processor", _text(f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} used{memory}")),
         ("", _text(f"{machine['cpu_capability']}{f' ({flags})' if flags else ''}, {bf16}", "dim")),
@@ -211,9 +211,7 @@ def _bars(facts: dict, width: int):
     table.add_column(no_wrap=True)
     most = max(r[2] for r in rows)
     if merged:
-        table.add_row(
-            *(_text(head, "dim") for head in ("rank", "images", f"mean of each {len(order) / ROWS:.2g} classes"))
-        )
+        table.add_row(*(_text(head, "dim") for head in ("rank", "images", "their mean")))
     for label, told, mean in rows:
         group = "many" if mean > 100 else "medium" if mean >= 20 else "few"
         table.add_row(_text(label), _text(told), _text(bar(mean / max(most, 1), room), GROUP_STYLE[group]))
