@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from equiframe import collapse
-from equiframe.collapse import ClassStatistics, NearestMean, collapse_measures, merge_states, nc4_agreement
+from equiframe.collapse import (
+    ClassStatistics,
+    LinearAgreement,
+    NearestMean,
+    collapse_measures,
+    merge_states,
+    nc4_agreement,
+)
 from equiframe.errors import InputError
 
 K, D = 5, 6
@@ -277,3 +284,48 @@ def test_bias_counts_in_nc4():
     w, b = means, -means.square().sum(1) / 2  # the nearest-mean rule is itself linear, with a bias
     assert nc4_agreement(x, x @ w.T + b, means) == 1
     assert nc4_agreement(x, x @ w.T, means) < 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    noise=st.sampled_from([0.0, 0.1, 0.5, 2.0]),
+    offset=st.sampled_from([0.0, 100.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    gone=st.booleans(),
+    bias=st.sampled_from([None, 1.0, 30.0]),
+    turned=st.sampled_from([0.0, 0.3, 3.0]),
+)
+def test_linear_agreement_is_that_of_all_scores(seed, noise, offset, dtype, gone, bias, turned):
+    """The radii never change a decision, whatever the classifier and however wrong the targets."""
+    g = torch.Generator().manual_seed(seed)
+    means = torch.randn(12, 4, generator=g, dtype=torch.float64)
+    w = means + turned * torch.randn(12, 4, generator=g, dtype=torch.float64)
+    b = None if bias is None else bias * torch.randn(12, generator=g, dtype=torch.float64)
+    means = means + offset
+    y = torch.randint(12, (50,), generator=g)
+    x = (means[y] + noise * torch.randn(50, 4, generator=g, dtype=torch.float64)).to(dtype)
+    if gone:
+        means[3] = torch.nan
+    distances = torch.cdist(x.double(), means, compute_mode="donot_use_mm_for_euclid_dist")
+    logits = x.double() @ w.T + (0 if b is None else b)
+    expected = distances.nan_to_num(torch.inf).argmin(1) == logits.argmax(1)
+    agreement = LinearAgreement(means, w, b)
+    assert torch.equal(agreement(x, y), expected)
+    assert torch.equal(agreement(x, torch.randint(12, (50,), generator=g)), expected)
+    assert torch.equal(agreement.decisions(x), logits.argmax(1))
+
+
+def test_collapsed_features_need_no_scores(monkeypatch):
+    x, y = case(0)
+    w = torch.eye(K, D, dtype=torch.float64)
+    near, far = 10 * w[y] + 0.01 * x, 10 * w[y] + 10 * x
+    agreement = LinearAgreement(10 * w, w)
+    asked = []
+    monkeypatch.setattr(agreement, "decisions", lambda x: asked.append(len(x)) or (x @ w.T).argmax(1))
+    assert agreement(near, y).all()
+    assert asked == []
+    assert agreement(far, y).all()  # means of equal length are the vectors: one rule
+    assert len(asked) == 1
+    with pytest.raises(InputError, match="class_vectors must be"):
+        LinearAgreement(w, w[:3])

@@ -28,7 +28,7 @@ from equiframe.collapse.measures import (
     nc5_orthogonality,
     paper_cosines,
 )
-from equiframe.collapse.nearest import NearestMean, nc4_agreement
+from equiframe.collapse.nearest import LinearAgreement, NearestMean, nc4_agreement
 from equiframe.collapse.statistics import WITHIN, ClassStatistics, merge_states, state_size
 from equiframe.collapse.summary import collapse_measures
 from equiframe.collapse.vectors import (
@@ -52,6 +52,7 @@ __all__ = [
     "NC1_METHODS",
     "WITHIN",
     "ClassStatistics",
+    "LinearAgreement",
     "NearestMean",
     "cdnv",
     "centred_means",

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equiframe.collapse.nearest import nc4_agreement
+from equiframe.collapse.nearest import LinearAgreement, nc4_agreement
 from equiframe.collapse.statistics import ClassStatistics
 from equiframe.collapse.summary import collapse_measures
 from equiframe.errors import InputError
@@ -77,8 +77,9 @@ def measure_features(arrays: dict[str, Tensor], *, center: str = "class", full: 
     few = counts <= counts.sort().values[max(len(counts) // 3, 2) - 1]
     values = {"num_samples": float(len(labels)), "num_classes": float(num_classes)}
     values |= collapse_measures(statistics, vectors, bias, center=center, full=full, few=few)
-    if logits is None and vectors is not None:
-        logits = features.double() @ vectors.double().T + (0 if bias is None else bias.double())
     if logits is not None:
-        values["nc4"] = nc4_agreement(features, logits.argmax(1), statistics.class_means)
+        values["nc4"] = nc4_agreement(features, logits, statistics.class_means)
+    elif vectors is not None:
+        agreement = LinearAgreement(statistics.class_means, vectors, bias)
+        values["nc4"] = float(agreement(features, labels).double().mean())
     return values

@@ -23,7 +23,7 @@ from equiframe.errors import InputError, unknown
 from equiframe.frames import check_size
 
 WITHIN = ("full", "sketch", "none")
-_CHUNK = 1024  # rows that are in work at a time, so that one huge batch needs no more memory than many small ones
+_CHUNK = 1 << 18  # numbers that are in work at a time: they stay in the cache, and one huge batch needs no more memory
 
 
 def _layout(num_classes: int, dim: int, within: str) -> dict[str, tuple[int, ...]]:
@@ -115,7 +115,7 @@ class ClassStatistics:
         self._attach(state, num_classes, dim, within)
         self._nearest = None if class_means is None else self._nearest_mean(class_means)
         # Rows wait here until they fill a block: D×D products of few rows waste most of their time on the D×D sum.
-        self._block_rows = min(max(4 * dim, _CHUNK), 8192)
+        self._block_rows = min(max(4 * dim, 1024), 8192)
 
     @classmethod
     def from_state(cls, state: Tensor, num_classes: int, dim: int, *, within: str = "full") -> ClassStatistics:
@@ -128,6 +128,7 @@ class ClassStatistics:
     def _attach(self, state: Tensor, num_classes: int, dim: int, within: str) -> None:
         self.num_classes, self.dim, self.within, self._state = num_classes, dim, within, state
         self._block: Tensor | None = None
+        self._narrow_origin: Tensor | None = None
         self._filled = 0
         layout = _layout(num_classes, dim, within)
         for (name, shape), part in zip(
@@ -164,10 +165,11 @@ class ClassStatistics:
         Raises:
             InputError: if shapes, classes or numbers are wrong; the statistics are then as before.
         """
-        x, y, norms, p = self._checked(features, targets, predictions)
-        for rows in range(0, len(y), _CHUNK):
-            part = slice(rows, rows + _CHUNK)
-            self._add(x[part], y[part], norms[part])
+        x, y, p = self._checked(features, targets, predictions)
+        rows = max(64, min(_CHUNK // self.dim, self._block_rows or len(y)))
+        for start in range(0, len(y), rows):
+            part = slice(start, start + rows)
+            self._add(x[part], y[part])
             if p is not None:
                 agrees = self._nearest.agrees(x[part], p[part])  # type: ignore[union-attr]
                 self.decided.index_add_(0, y[part], torch.ones_like(agrees, dtype=torch.float64))
@@ -176,7 +178,7 @@ class ClassStatistics:
 
     def _checked(
         self, features: Tensor, targets: Tensor, predictions: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         if features.ndim != 2 or features.shape[1] != self.dim or not features.is_floating_point():
             raise InputError(
                 f"features must be a floating tensor (B, {self.dim}), got {tuple(features.shape)} {features.dtype}"
@@ -199,15 +201,14 @@ class ClassStatistics:
         x = features.detach().to(self.device)
         if x.dtype != torch.float64:
             x = x.double() if self.wide.item() else x.float()
-        norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float64)
-        if not torch.isfinite(norms.sum()):
+        if not torch.isfinite(torch.linalg.vector_norm(x, dim=1).sum()):
             raise InputError("features hold NaN or infinite values, or such that their squares overflow")
         y = targets.to(self.device, torch.long)
-        return x, y, norms, None if predictions is None else predictions.to(self.device, torch.long)
+        return x, y, None if predictions is None else predictions.to(self.device, torch.long)
 
-    def _add(self, x: Tensor, y: Tensor, norms: Tensor) -> None:
-        self._set_origins(x, y, norms)
-        origin = self.origin.index_select(0, y).to(x.dtype)
+    def _add(self, x: Tensor, y: Tensor) -> None:
+        self._set_origins(x, y)
+        origin = self._origins_of(y, x.dtype)
         if self.within == "full" and self._block_rows:
             residuals = torch.sub(x, origin, out=self._block_part(len(y), x.dtype))
         else:
@@ -215,9 +216,13 @@ class ClassStatistics:
         if self.within == "full" and not self._block_rows:
             _add_gram(self._gram, residuals)
         wide = residuals.double()
-        norms = norms - self.norm_origin[y]
+        squares = torch.linalg.vector_norm(residuals, dim=1).double().square_()
+        # ‖x‖² − ‖c‖² = 2c·r + ‖r‖² loses nothing however far from 0 the features lie, in any precision.
+        norm = self.norm_origin[y]
+        gap = origin.mul_(residuals).sum(1).double().mul_(2).add_(squares)
+        norms = gap / (norm + (norm.square() + gap).clamp_min_(0).sqrt_()).clamp_min_(torch.finfo(gap.dtype).tiny)
         self.counts.index_add_(0, y, torch.ones_like(norms))
-        self.squares.index_add_(0, y, torch.linalg.vector_norm(residuals, dim=1).double().square_())
+        self.squares.index_add_(0, y, squares)
         self.sums.index_add_(0, y, wide)
         self.norm_sums.index_add_(0, y, norms)
         self.norm_squares.index_add_(0, y, norms.square())
@@ -226,7 +231,7 @@ class ClassStatistics:
             self.signs.index_add_(0, y, signs)
             self.signed.index_add_(0, y, wide.mul_(signs[:, None]))
 
-    def _set_origins(self, x: Tensor, y: Tensor, norms: Tensor) -> None:
+    def _set_origins(self, x: Tensor, y: Tensor) -> None:
         """Give each class that is met for the first time the first of its samples as origin."""
         if bool((self.counts[y] > 0).all()):
             return
@@ -234,9 +239,18 @@ class ClassStatistics:
         first = torch.full_like(self.counts, len(y), dtype=torch.long).scatter_reduce_(0, y, rows, "amin")
         new = (first < len(y)) & (self.counts == 0)
         self.origin[new] = x[first[new]].double()
-        self.norm_origin[new] = norms[first[new]]
+        self.norm_origin[new] = torch.linalg.vector_norm(self.origin[new], dim=1)
+        self._narrow_origin = None
         if x.dtype == torch.float64:
             self.wide.fill_(1.0)
+
+    def _origins_of(self, y: Tensor, dtype: torch.dtype) -> Tensor:
+        """Each sample's origin, in the dtype of the features. Float32 ones, which are exact, are kept for long passes."""
+        if dtype == torch.float64 or not self._block_rows:
+            return self.origin.index_select(0, y).to(dtype)
+        if self._narrow_origin is None:
+            self._narrow_origin = self.origin.float()
+        return self._narrow_origin.index_select(0, y)
 
     def _block_part(self, rows: int, dtype: torch.dtype) -> Tensor:
         """The next rows of the block, to be filled; makes room first."""
@@ -274,6 +288,7 @@ class ClassStatistics:
         )
         new = (self.counts == 0) & (theirs.counts > 0)
         self.origin[new] = theirs.origin[new]
+        self._narrow_origin = None
         self.norm_origin[new] = theirs.norm_origin[new]
         n = theirs.counts
         shift = (theirs.origin - self.origin).masked_fill_((n == 0)[:, None], 0.0)
