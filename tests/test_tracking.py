@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from equiframe import CrossEntropy, DotRegression, InputError
+from equiframe import CrossEntropy, DotRegression, InputError, evaluate
 from equiframe.cli import main
 from equiframe.collapse import ClassStatistics, nc1
 from equiframe.data.batches import Loader
@@ -92,8 +92,31 @@ def test_last_tracked_collapse_is_the_final_one(tracked_run):
     """After the last epoch the model is the final model: what was tracked on all images is what metrics.json says."""
     last = json.loads((tracked_run / "history.jsonl").read_text().splitlines()[-1])
     final = json.loads((tracked_run / "metrics.json").read_text())
-    for key in ("nc1", "nc2_angle", "nc2_norm", "nc3", "few_angle_means"):
+    for key in ("nc1", "nc2_angle", "nc2_norm", "nc3", "nc4", "few_angle_means"):
         assert last[f"train_{key}"] == pytest.approx(final[key], rel=1e-6)
+
+
+def test_collapse_is_tracked_on_train_and_test_by_default(tmp_path, monkeypatch):
+    """On up to a fixed number of images of each, and without a look at the accuracy on test images."""
+    monkeypatch.setattr("equiframe.tracking.TRACKED_IMAGES", 120)
+    seen = []
+    real = evaluate.collect
+
+    def collect(model, loader, **options):
+        seen.append(len(loader.images))
+        return real(model, loader, **options)
+
+    monkeypatch.setattr("equiframe.tracking.collect", collect)
+    words = "train digits --imbalance 20 --method ce --backbone resnet20 --width 4 --epochs 1 --batch-size 64 --quiet"
+    assert main([*words.split(), "--out", str(tmp_path / "run")]) == 0
+    (record,) = [json.loads(line) for line in (tmp_path / "run/history.jsonl").read_text().splitlines()]
+    for split in ("train", "val", "test"):
+        for key in ("nc1", "nc2_angle", "nc2_norm", "nc3", "nc4", "few_angle_means", "few_angle_vectors"):
+            assert isinstance(record[f"{split}_{key}"], float), (split, key)
+        assert f"{split}_cdnv" not in record
+    assert "test_macro" not in record
+    assert seen[0] <= 120  # training images
+    assert seen[-1] == 120  # test images: 12 of each class
 
 
 def test_a_missing_tensorboard_is_one_line(monkeypatch):

@@ -26,10 +26,11 @@ from equiframe.model import Classifier
 
 @dataclass
 class Outputs:
-    """What a model said about a data set: ``logits (N, K)`` and ``labels (N,)``, on the CPU."""
+    """What a model said about a data set: ``logits (N, K)`` and ``labels (N,)``, on the CPU; ``features (N, D)`` if kept."""
 
     logits: Tensor
     labels: Tensor
+    features: Tensor | None = None
 
 
 @torch.no_grad()
@@ -41,6 +42,7 @@ def collect(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     statistics: ClassStatistics | None = None,
     decisions: bool = False,
+    keep_features: bool = False,
 ) -> Outputs:
     """Run a model in evaluation mode over all images, in order.
 
@@ -48,10 +50,11 @@ def collect(
         autocast: makes the context in which the backbone runs (mixed precision).
         statistics: class statistics to feed with the head's features on the way.
         decisions: also tell them what the classifier decided, for NC4 (they must know class means then).
+        keep_features: also return the head's features.
     """
     was_training = model.training
     model.eval()
-    logits, labels = [], []
+    logits, labels, kept = [], [], []
     for images, targets in loader.ordered(batch_size):
         with autocast():
             features = model.backbone(images)
@@ -60,8 +63,10 @@ def collect(
             statistics.update(output.features.float(), targets, output.logits.argmax(1) if decisions else None)
         logits.append(output.logits.float().cpu())
         labels.append(targets.cpu())
+        if keep_features:
+            kept.append(output.features.float().cpu())
     model.train(was_training)
-    return Outputs(torch.cat(logits), torch.cat(labels))
+    return Outputs(torch.cat(logits), torch.cat(labels), torch.cat(kept) if kept else None)
 
 
 def class_recall(predictions: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:

@@ -119,7 +119,8 @@ class Recipe:
     # records
     track: str = _option(
         "collapse",
-        "recorded each epoch, with commas: none, collapse (on up to 2,000 images), collapse-all, gradients, test",
+        "recorded each epoch, with commas: none, collapse (of up to 2,000 training and test images), "
+        "collapse-all (every measure, all images), gradients, test (accuracy on test images)",
     )
     log: str = _option("none", "live view: tensorboard writes events into the run folder", ("none", "tensorboard"))
     # machine

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equiframe.collapse import ClassStatistics, collapse_measures, minority_angle
+from equiframe.collapse import ClassStatistics, collapse_measures, minority_angle, nc4_agreement
 from equiframe.data.batches import Loader
 from equiframe.data.prepare import PreparedData
 from equiframe.data.sources import ImageSet
@@ -23,6 +23,7 @@ from equiframe.peeled.gradients import class_norms, push_over_pull, split_gradie
 from equiframe.recipe import Recipe
 
 TRACKS = ("none", "collapse", "collapse-all", "gradients", "test")
+TRACKED_IMAGES = 2000
 
 
 def make_loader(images: ImageSet, card: ModelCard, numerics: Numerics, recipe: Recipe, **training: object) -> Loader:
@@ -123,11 +124,11 @@ def gradient_record(
 class Tracker:
     """Records of an epoch: accuracy on validation images, and what ``recipe.track`` names.
 
-    ``collapse`` looks at up to 2,000 training images (the first of each class) and the validation images,
-    ``collapse-all`` at all of them and at every measure, ``gradients`` at pull and push of the training loss, ``test``
-    at the test images as at the validation images: a curve to look at, on which nothing is ever chosen.
-    Keys are ``train_nc1``, ``val_nc1``, ``test_macro``, …; NC4 of images outside training takes the training images'
-    class means.
+    ``collapse`` looks at NC1 to NC4 and the angles of the tail, of up to 2,000 training and 2,000 test images (the first
+    of each class) and of the validation images, ``collapse-all`` at every measure of all of them, ``gradients`` at pull
+    and push of the training loss, ``test`` at the accuracy on all test images: a curve to look at, on which nothing is
+    ever chosen. Keys are ``train_nc1``, ``test_nc1``, ``val_macro``, ``test_macro``, …; NC4 takes the class means of the
+    training images that were looked at.
 
     Raises:
         InputError: for an unknown track, or one that the loss does not have.
@@ -147,13 +148,19 @@ class Tracker:
         self.full = "collapse-all" in self.tracks
         self.collapse = self.full or "collapse" in self.tracks
         self.held_out = {} if data.val is None else {"val": make_loader(data.val, card, numerics, recipe)}
-        if "test" in self.tracks and data.test is not data.val:
-            self.held_out["test"] = make_loader(data.test, card, numerics, recipe)
-        self.everything = make_loader(data.train, card, numerics, recipe)
-        self.training = self.everything
-        if self.collapse and not self.full and len(data.train) > 2000:
-            few = tracked_positions(data.train.labels, per_class=max(10, 2000 // data.num_classes))
-            self.training = make_loader(data.train.subset(few), card, numerics, recipe)
+        self.everything = self.training = make_loader(data.train, card, numerics, recipe)
+
+        def first_of_each_class(images: ImageSet) -> Loader:
+            few = tracked_positions(images.labels, per_class=max(10, TRACKED_IMAGES // data.num_classes))
+            return make_loader(images.subset(few), card, numerics, recipe)
+
+        if self.collapse and not self.full and len(data.train) > TRACKED_IMAGES:
+            self.training = first_of_each_class(data.train)
+        if data.test is not data.val and (self.collapse or "test" in self.tracks):
+            few = not self.full and "test" not in self.tracks and len(data.test) > TRACKED_IMAGES
+            self.held_out["test"] = (
+                first_of_each_class(data.test) if few else make_loader(data.test, card, numerics, recipe)
+            )
 
     def record(self) -> dict[str, float | None]:
         """Look at the model as it is now."""
@@ -161,14 +168,16 @@ class Tracker:
         means = None
         if self.collapse:
             statistics = self._statistics()
-            self._collect(self.training, statistics)
+            seen = self._collect(self.training, statistics, keep_features=True)
             means = statistics.class_means
-            record |= self._measures("train", statistics)
+            agreement = nc4_agreement(seen.features, seen.logits, means)  # only now are the means known
+            record |= self._measures("train", statistics) | finite({"train_nc4": agreement})
         for name, loader in self.held_out.items():
             statistics = self._statistics(means) if self.collapse else None
             outputs = self._collect(loader, statistics)
-            measures = accuracy_measures(outputs.logits.argmax(1), outputs.labels, self.card.train_counts)
-            record |= {f"{name}_top1": measures["top1"], f"{name}_macro": measures["macro"]}
+            if name == "val" or "test" in self.tracks:
+                measures = accuracy_measures(outputs.logits.argmax(1), outputs.labels, self.card.train_counts)
+                record |= {f"{name}_top1": measures["top1"], f"{name}_macro": measures["macro"]}
             if statistics is not None:
                 record |= self._measures(name, statistics)
         if "gradients" in self.tracks:
@@ -181,9 +190,11 @@ class Tracker:
         size = len(self.card.class_names), self.model.head.dim
         return ClassStatistics(*size, class_means=class_means, device=self.numerics.device)
 
-    def _collect(self, loader: Loader, statistics: ClassStatistics | None) -> Outputs:
-        decisions = statistics is not None and statistics.knows_means
-        return collect(self.model, loader, autocast=self.numerics.autocast, statistics=statistics, decisions=decisions)
+    def _collect(self, loader: Loader, statistics: ClassStatistics | None, keep_features: bool = False) -> Outputs:
+        return collect(
+            self.model, loader, autocast=self.numerics.autocast, statistics=statistics, keep_features=keep_features,
+            decisions=statistics is not None and statistics.knows_means,
+        )  # fmt: skip
 
     def _measures(self, name: str, statistics: ClassStatistics) -> dict[str, float | None]:
         head, counts = self.model.head, self.card.train_counts
