@@ -12,6 +12,7 @@ from torch import Tensor
 from equiframe.errors import InputError
 
 _BLOCK = 1 << 23  # scores (rows × classes) that are held at a time
+_CACHE = 1 << 18  # numbers that stay in the cache
 
 
 class NearestMean:
@@ -71,7 +72,10 @@ class NearestMean:
             self._own[features.dtype] = narrow, lost.to(features.dtype)
         means, lost = self._own[features.dtype]
         row = row.clamp_min(0)
-        distance = torch.linalg.vector_norm(means.index_select(0, row).sub_(features), dim=1)
+        rows = max(64, _CACHE // means.shape[1])
+        distance = torch.empty_like(features[:, 0])
+        for part, x, r in zip(distance.split(rows), features.split(rows), row.split(rows), strict=True):
+            torch.linalg.vector_norm(means.index_select(0, r).sub_(x), dim=1, out=part)
         return distance.add_(lost[row]).mul_(1.001)
 
     def _half_gaps(self) -> Tensor:

@@ -1,7 +1,7 @@
 """The figures, each a function from groups of runs to a matplotlib figure, or None where there is nothing to draw.
 
 Colours are Okabe and Ito's (distinguishable for colour-blind readers) with a marker and a dash of their own; matrices use a
-diverging map. Text and axes use one ink, which the page replaces by its own, so a figure suits light and dark.
+diverging map. The page replaces the ink of text and axes and the colours by variables, so a figure suits light and dark.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from equiframe.errors import InputError
 from equiframe.frames import Frame
@@ -35,6 +35,7 @@ STYLE = {
     "svg.fonttype": "none", "svg.hashsalt": "equiframe",
 }  # fmt: skip
 PERCENT = FuncFormatter(lambda v, _: f"{100 * v:.3g}")
+PLAIN = FuncFormatter(lambda v, _: f"{v:,.10g}")
 
 
 def _look(i: int) -> dict:
@@ -43,7 +44,8 @@ def _look(i: int) -> dict:
 
 
 def _line(i: int) -> dict:
-    return {"color": COLOURS[i % 8], "linestyle": DASHES[(i // 2) % 4]}
+    """Neighbours differ in dash too, and the second eight from the first."""
+    return {"color": COLOURS[i % 8], "linestyle": DASHES[(i // 2 + i // 8) % 4]}
 
 
 def _legend(figure: Figure, axes, num: int) -> None:
@@ -53,6 +55,24 @@ def _legend(figure: Figure, axes, num: int) -> None:
         figure.legend(handles, labels, loc="outside upper left", ncols=min(num, 4), fontsize=9)
 
 
+def _log_axis(axes) -> None:
+    """Plain numbers: matplotlib's own would be formulas, which are not read here. With few decades, 2 and 5 have labels too."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    wide = high > 30 * low
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0), numticks=6))
+    axes.yaxis.set_major_formatter(PLAIN)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _short(name: str, most: int) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"
+
+
+def _legend_rows(groups: Sequence[Group]) -> int:
+    return -(-len(groups) // 4) if len(groups) > 1 else 0
+
+
 def groups_figure(groups: Sequence[Group]) -> Figure | None:
     """Accuracy by group of classes: a dot per method with its sd over seeds."""
     keys = [
@@ -60,7 +80,7 @@ def groups_figure(groups: Sequence[Group]) -> Figure | None:
         for k in ("top1", "macro", "many", "medium", "few", "head", "middle", "tail", "worst")
         if groups[0].mean(k) is not None
     ]
-    figure, axes = plt.subplots(figsize=(8, 0.9 + len(keys) * (0.2 + 0.065 * len(groups))), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8, 0.9 + len(keys) * (0.2 + 0.045 * len(groups))), layout="constrained")
     step = 0.72 / max(len(groups), 1)
     for i, group in enumerate(groups):
         at = np.arange(len(keys)) + (i - (len(groups) - 1) / 2) * step
@@ -69,7 +89,11 @@ def groups_figure(groups: Sequence[Group]) -> Figure | None:
         look = _look(i) | {"linestyle": "none", "markersize": 5 if len(groups) <= 6 else 4}
         axes.errorbar(means, at, xerr=errors, label=group.name, elinewidth=1.4, capsize=2, **look)
     axes.set(yticks=range(len(keys)), yticklabels=keys, xlabel="accuracy, %", ylim=(len(keys) - 0.4, -0.6))
-    axes.set_xlim(left=max(0, axes.get_xlim()[0]), right=min(1.02, max(axes.get_xlim()[1], 0.1)))
+    left, right = axes.get_xlim()
+    right = min(1.0, max(right, 0.1))
+    left = max(0.0, left) if left > right / 3 else 0.0  # near 0 the axis shows it
+    room = 0.015 * (right - left)
+    axes.set_xlim(left - room, right + room)
     axes.xaxis.set_major_formatter(PERCENT)
     axes.grid(axis="y", visible=False)
     for edge in np.arange(0.5, len(keys) - 0.5):
@@ -103,14 +127,14 @@ def classes_figure(groups: Sequence[Group]) -> Figure | None:
     top.yaxis.set_major_formatter(PERCENT)
     counts = [c["num_train"] for c in classes]
     bottom.bar(range(num), counts, color=FAINT, width=0.8 if num <= 100 else 1.0)
-    bottom.set(yscale="log", ylabel="training\nimages")
-    bottom.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.0f}"))
+    bottom.set(ylabel="training\nimages")
+    _log_axis(bottom)
     if num <= 30:
-        labels = [c["name"] if len(c["name"]) <= 14 else c["name"][:13] + "…" for c in classes]
+        labels = [_short(c["name"], 14) for c in classes]
         long = max(map(len, labels)) * num > 90
         bottom.set_xticks(range(num), labels, rotation=40 if long else 0, ha="right" if long else "center")
     else:
-        bottom.set_xlabel(f"{num} classes, most training images first")
+        bottom.set_xlabel(f"{num:,} classes, most training images first")
     bottom.grid(axis="x", visible=False)
     _legend(figure, top, len(groups))
     return figure
@@ -134,7 +158,7 @@ def reliability_figure(groups: Sequence[Group]) -> Figure | None:
             confidence = np.bincount(place, [b["count"] * b["confidence"] for b in bins], 15) / weight
             accuracy = np.bincount(place, [b["count"] * b["accuracy"] for b in bins], 15) / weight
         enough = weight >= 0.002 * weight.sum()
-        axes.plot(confidence[enough], accuracy[enough], label=group.name, **_look(i))
+        axes.plot(confidence[enough], accuracy[enough], label=group.name, clip_on=False, **_look(i))
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence, %", ylabel="accuracy, %", aspect="equal")
     axes.xaxis.set_major_formatter(PERCENT)
     axes.yaxis.set_major_formatter(PERCENT)
@@ -145,61 +169,102 @@ def reliability_figure(groups: Sequence[Group]) -> Figure | None:
 
 
 CURVES = (  # history key, title, log axis
-    ("nc1", "NC1: scatter within classes", True),
-    ("nc2_angle", "NC2: mean |cos + 1/(K−1)|", False),
-    ("nc2_norm", "NC2: spread of mean lengths", False),
-    ("nc3", "NC3: means against vectors", False),
+    ("nc1", "NC1", True),
+    ("nc2_angle", "NC2 angle", False),
+    ("nc2_norm", "NC2 length", False),
+    ("nc3", "NC3", False),
+    ("nc4", "NC4", False),
+    ("few_angle_means", "tail angle, °", False),
 )
+SPLITS = {"train": "training images", "test": "test images", "val": "validation images"}
 
 
 def collapse_figure(groups: Sequence[Group]) -> Figure | None:
-    """Neural-collapse measures by epoch on training images, and dashed thin on held-out ones."""
-    curves = [c for c in CURVES if any(g.curve("train_" + c[0])[0] for g in groups)]
-    if not curves:
+    """Neural-collapse measures by epoch: a column each, a row for training and one for test (or validation) images."""
+
+    def tracked(split: str) -> bool:
+        return any(g.curve(f"{split}_nc1")[0] for g in groups)
+
+    rows = [s for s in ("train", "test" if tracked("test") else "val") if tracked(s)]
+    if not rows:
         return None
-    figure, axes = plt.subplots(1, len(curves), figsize=(2.6 * len(curves), 2.9), layout="constrained")
-    for (key, title, log), ax in zip(curves, np.atleast_1d(axes), strict=True):
-        for i, group in enumerate(groups):
-            epochs, values = group.curve("train_" + key)
-            mark = "o" if len(epochs) == 1 else None
-            ax.plot(epochs, values, label=group.name, marker=mark, **_line(i))
-        ax.set(xlabel="epoch", yscale="log" if log else "linear")
-        ax.set_title(title, fontsize=8.5)
-        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    curves = [c for c in CURVES if any(g.curve(f"{s}_{c[0]}")[0] for g in groups for s in rows)]
+    size = 1.4 * max(len(curves), 5), 0.4 + 1.5 * len(rows) + 0.18 * _legend_rows(groups)
+    figure, axes = plt.subplots(
+        len(rows), len(curves), figsize=size, layout="constrained", squeeze=False, sharex=True, sharey="col"
+    )
+    for row, split in enumerate(rows):
+        for (key, title, log), ax in zip(curves, axes[row], strict=True):
+            for i, group in enumerate(groups):
+                epochs, values = group.curve(f"{split}_{key}")
+                mark = "o" if len(epochs) == 1 else None
+                ax.plot(epochs, values, label=group.name, marker=mark, linewidth=1.5, **_line(i))
+            if log:
+                _log_axis(ax)
+            ax.tick_params(labelsize=8)
+            ax.xaxis.set_major_locator(MaxNLocator(3, integer=True))
+            if row == 0:
+                ax.set_title(title, fontsize=9)
+            if row == len(rows) - 1:
+                ax.set_xlabel("epoch", fontsize=9)
+        axes[row, 0].set_ylabel(SPLITS[split], fontsize=9)
+    for (_, _, log), ax in zip(curves, axes[0], strict=True):
         if not log:
             ax.set_ylim(bottom=0)
-    _legend(figure, np.atleast_1d(axes)[0], len(groups))
+    _legend(figure, axes[0, 0], len(groups))
     return figure
 
 
 def cosines_figure(groups: Sequence[Group]) -> Figure | None:
-    """Cosines between class means, and between class vectors, most training images first, first seed of each method."""
-    drawn = [g for g in groups if g.runs[0].details.get("cosines")][:12]
+    """Cosines between class means, and between class vectors, most training images first, of one seed of each method."""
+    drawn = [
+        (g.name, m)
+        for g in groups
+        if (m := next((r.details["cosines"] for r in g.runs if r.details.get("cosines")), None))
+    ]
+    drawn = drawn[:12]
     if not drawn:
         return None
-    columns = min(len(drawn), 6)
-    bands = -(-len(drawn) // columns)  # each of two rows: means, vectors
-    figure, axes = plt.subplots(
-        2 * bands, columns, figsize=(max(4.2, 1.9 * columns + 0.9), 4.3 * bands), layout="constrained", squeeze=False
-    )
-    for ax in axes.flat:
-        ax.set_axis_off()
+    kinds = (("means", "class means"), ("vectors", "class vectors"))
+    if len(drawn) == 1:  # side by side
+        figure, axes = plt.subplots(1, 2, figsize=(6.4, 3.2), layout="constrained")
+        places = [((0, kind), axes[kind], label) for kind, (_, label) in enumerate(kinds)]
+    else:
+        bands = -(-len(drawn) // 6)  # each of two rows: means, vectors
+        columns = -(-len(drawn) // bands)
+        cell = min(8 / columns, 2.6)
+        figure = plt.figure(figsize=(cell * columns + 0.3, (2 * cell + 0.35) * bands + 0.6), layout="constrained")
+        grid = figure.add_gridspec(2 * bands, columns)
+        places = [
+            (
+                (i, kind),
+                figure.add_subplot(grid[2 * (i // columns) + kind, i % columns]),
+                "" if kind else _short(name, 90 // columns),
+            )
+            for i, (name, _) in enumerate(drawn)
+            for kind in range(2)
+        ]
     image = None
-    for i, group in enumerate(drawn):
-        band, column = divmod(i, columns)
-        for row, (key, label) in enumerate((("means", "class means"), ("vectors", "class vectors"))):
-            ax = axes[2 * band + row, column]
-            matrix = np.array(group.runs[0].details["cosines"][key])
-            image = ax.imshow(matrix, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-            ax.set_axis_on()
-            ax.set(xticks=[], yticks=[])
-            ax.grid(visible=False)
-            if row == 0:
-                name = group.name if len(group.name) <= 18 else group.name[:17] + "…"
-                ax.set_title(name, fontsize=9)
-            if column == 0:
-                ax.set_ylabel(label)
-    figure.colorbar(image, ax=axes, shrink=0.7, label="cosine", ticks=[-1, -0.5, 0, 0.5, 1])
+    for (i, kind), ax, title in places:
+        key, label = kinds[kind]
+        image = ax.imshow(np.array(drawn[i][1][key]), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+        ax.set(xticks=[], yticks=[])
+        ax.grid(visible=False)
+        if title:
+            ax.set_title(title, fontsize=9)
+        if len(drawn) > 1 and ax.get_subplotspec().is_first_col():
+            ax.set_ylabel(label, fontsize=9)
+    bar = figure.colorbar(
+        image,
+        ax=[ax for _, ax, _ in places],
+        location="bottom",
+        shrink=0.4,
+        aspect=30,
+        pad=0.02,
+        ticks=[-1, -0.5, 0, 0.5, 1],
+    )
+    bar.set_label("cosine", fontsize=9)
+    bar.ax.tick_params(labelsize=8)
     return figure
 
 
@@ -207,21 +272,23 @@ def training_figure(groups: Sequence[Group]) -> Figure | None:
     """Loss, validation accuracy, learning rate and speed by epoch."""
     panels = [
         ("loss", "training loss", None),
-        ("val_macro", "validation macro accuracy, %", PERCENT),
-        ("test_macro", "test macro accuracy, %", PERCENT),
+        ("val_macro", "validation macro, %", PERCENT),
+        ("test_macro", "test macro, %", PERCENT),
         ("lr", "learning rate", None),
         ("images_per_second", "images a second", None),
     ]
     panels = [p for p in panels if any(g.curve(p[0])[0] for g in groups)]
     if not panels:
         return None
-    figure, axes = plt.subplots(1, len(panels), figsize=(2.6 * len(panels), 2.9), layout="constrained")
+    size = max(2.0 * len(panels), 6.4), 2.3 + 0.18 * _legend_rows(groups)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, layout="constrained")
     for (key, title, formatter), ax in zip(panels, np.atleast_1d(axes), strict=True):
         for i, group in enumerate(groups):
             epochs, values = group.curve(key)
             ax.plot(epochs, values, label=group.name, marker="o" if len(epochs) == 1 else None, **_line(i))
-        ax.set_title(title, fontsize=8.5)
-        ax.set_xlabel("epoch")
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("epoch", fontsize=9)
+        ax.tick_params(labelsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
         if formatter:
             ax.yaxis.set_major_formatter(formatter)
@@ -233,19 +300,23 @@ def training_figure(groups: Sequence[Group]) -> Figure | None:
 
 def gradients_figure(groups: Sequence[Group]) -> Figure | None:
     """‖push‖/‖pull‖ by epoch on class vectors and on features, head and tail (``--track gradients``)."""
-    tracked = [(i, g) for i, g in enumerate(groups) if g.curve("vector_push_over_pull_tail")[0]]
-    if not tracked:
+    if not any(g.curve("vector_push_over_pull_tail")[0] for g in groups):
         return None
-    figure, axes = plt.subplots(1, 2, figsize=(8, 2.9), layout="constrained")
-    for of, title, ax in zip(("vector", "feature"), ("on class vectors", "on features"), axes, strict=True):
-        for i, group in tracked:
-            for part, dash in (("head", "-"), ("tail", (0, (4, 2)))):
-                epochs, values = group.curve(f"{of}_push_over_pull_{part}")
-                ax.plot(epochs, values, color=COLOURS[i % 8], linestyle=dash, label=f"{group.name}, {part}")
-        ax.set(xlabel="epoch", yscale="log")
-        ax.set_title(f"push over pull, {title}", fontsize=8.5)
+    panels = [(of, part) for of in ("vector", "feature") for part in ("head", "tail")]
+    size = 8, 2.3 + 0.18 * _legend_rows(groups)
+    figure, axes = plt.subplots(1, 4, figsize=size, layout="constrained", sharey=True)
+    for (of, part), ax in zip(panels, axes, strict=True):
+        for i, group in enumerate(groups):
+            epochs, values = group.curve(f"{of}_push_over_pull_{part}")
+            mark = "o" if len(epochs) == 1 else None
+            ax.plot(epochs, values, label=group.name if epochs else None, marker=mark, **_line(i))
+        ax.set_xlabel("epoch", fontsize=9)
+        ax.set_title(f"on {of}s, {part}".replace("vectors", "class vectors"), fontsize=9)
+        ax.tick_params(labelsize=8)
         ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8.5)
+    _log_axis(axes[0])
+    axes[0].set_ylabel("push over pull", fontsize=9)
+    _legend(figure, axes[0], len(groups))
     return figure
 
 

@@ -13,16 +13,17 @@ from equiframe.errors import InputError
 from equiframe.report.runs import Group, RunData, group_runs
 from equiframe.runs import atomic_write
 from equiframe.summaries import Summary
+from equiframe.tracking import TRACKED_IMAGES
 from equiframe.verdicts import DIFFERENCE_COLUMNS, Verdicts, difference_note, difference_row, in_words, judge_runs
 
 FORMATS = ("png", "svg", "pdf")
 
 
 def _svg(name: str, groups: Sequence[Group]) -> str | None:
-    """A figure as inline SVG whose ink follows the page's colours."""
+    """A figure as inline SVG whose ink and lines follow the page's colours, light or dark."""
     import matplotlib.pyplot as plt
 
-    from equiframe.report.figures import FAINT, INK, STYLE, draw
+    from equiframe.report.figures import COLOURS, FAINT, INK, STYLE, draw
 
     figure = draw(name, groups)
     if figure is None:
@@ -32,12 +33,23 @@ def _svg(name: str, groups: Sequence[Group]) -> str | None:
         figure.savefig(file, format="svg", metadata={"Date": None})
     plt.close(figure)
     svg = file.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
+    svg = svg[svg.index("<svg") :]
+    for colour, variable in {INK: "ink", FAINT: "faint", **{c: f"c{i}" for i, c in enumerate(COLOURS)}}.items():
+        svg = svg.replace(colour.lower(), f"var(--{variable})")
     # ids are made unique: several figures share one page
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
+    # a figure of 8 inches is as wide as the page
     return re.sub(
-        r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"', r'<svg \1style="max-width:\g<2>pt"', svg, count=1
+        r'<svg ([^>]*?)width="([\d.]+)pt" height="[\d.]+pt"',
+        lambda found: f'<svg {found[1]}style="max-width:{1.24 * float(found[2]):.0f}pt"',
+        svg,
+        count=1,
     )
+
+
+def _columns(groups: Sequence[Group]) -> list[str]:
+    """The measures that any of the methods has (no class may be few)."""
+    return [c for c in COLUMNS if any(g.values(c) for g in groups)]
 
 
 def _rows(groups: Sequence[Group]) -> list[dict]:
@@ -45,7 +57,7 @@ def _rows(groups: Sequence[Group]) -> list[dict]:
         {
             "name": group.name,
             "n": len(group.runs),
-            "cells": [Summary.of([r.metrics.get(c) for r in group.runs]).percent() for c in COLUMNS],
+            "cells": [Summary.of([r.metrics.get(c) for r in group.runs]).percent() for c in _columns(groups)],
         }
         for group in groups
     ]
@@ -144,13 +156,14 @@ def write_report(runs: Sequence[RunData], path: str | Path, *, reference: str | 
         verdict=_verdict(groups, verdicts),
         differences=_differences(verdicts),
         difference_columns=DIFFERENCE_COLUMNS,
-        columns=COLUMNS,
+        columns=_columns(groups),
         rows=_rows(groups),
         groups=groups,
         figures=figures,
         classes=groups[0].runs[0].classes,
         class_accuracy=[[("–" if a is None else f"{100 * a:.1f}") for a in g.class_accuracy()] for g in groups],
         collapse=_collapse_columns(groups),
+        tracked=None if all("collapse-all" in r.recipe.track for r in runs) else f"{TRACKED_IMAGES:,}",
         untested=sum(not c["num_test"] for c in groups[0].runs[0].classes),
         runs=runs,
         settings=_settings,
