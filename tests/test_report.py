@@ -262,7 +262,7 @@ def test_tables_do_not_scroll_sideways(tmp_path):
         capture_output=True, text=True, timeout=90, check=True,
     )  # fmt: skip
     overflow = re.search(r"<title>([\d ]+)</title>", done.stdout)[1].split()
-    assert overflow == ["0"] * 4
+    assert overflow == ["0"] * 6
 
 
 def test_one_seed_counts_once(tmp_path):

@@ -36,6 +36,7 @@ def _svg(name: str, groups: Sequence[Group]) -> str | None:
     svg = svg[svg.index("<svg") :]
     for colour, variable in {INK: "ink", FAINT: "faint", **{c: f"c{i}" for i, c in enumerate(COLOURS)}}.items():
         svg = svg.replace(colour.lower(), f"var(--{variable})")
+    svg = re.sub(r'(<image [^>]*?) id="[^"]*"', r"\1", svg)  # equal pictures would share one
     # ids are made unique: several figures share one page
     svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", svg)
     # a figure of 8 inches is as wide as the page
