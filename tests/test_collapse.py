@@ -75,6 +75,64 @@ def test_fixture_of_the_peers(name):
     np.testing.assert_allclose(np.asarray(measure()), expected, rtol=0, atol=tolerance)
 
 
+def by_the_peers_formulas(center):
+    """The formulas of peers.md, one NumPy line each, with all the digits that the printed values lack."""
+    x, y, w = X.numpy(), Y.numpy(), W.numpy()
+    n = np.bincount(y)
+    m = np.array([x[y == k].mean(0) for k in range(4)])
+    mc = m - (m.mean(0) if center == "class" else x.mean(0))
+    scatter = (x - m[y]).T @ (x - m[y]) / len(x)
+    v = ((x - m[y]) ** 2).sum(1) @ np.eye(4)[y] / n
+    i, j = np.triu_indices(4, 1)
+    gaps = ((m[i] - m[j]) ** 2).sum(1)
+    u, wu = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (mc, w))
+    apart = np.linalg.norm(u[i] - u[j], axis=1)
+    ideal = (np.eye(4) - 1 / 4) / np.sqrt(3)
+
+    def off(gram):
+        return np.linalg.norm(gram / np.linalg.norm(gram) - ideal)
+
+    return {
+        "nc1": np.trace(np.linalg.pinv(mc.T @ mc / 4, rcond=1e-14) @ scatter) / 4,
+        "quotient": np.trace(scatter) / ((mc**2).sum() / 4),
+        "cdnv": ((v[i] + v[j]) / (2 * gaps)).mean(),
+        "cdnv squared": ((v[i] + v[j]) / (2 * gaps**2)).mean(),
+        "etf": off(mc @ mc.T),
+        "dual": off(w @ mc.T),
+        "dist": (apart.mean(), apart.var()),
+        "log": (-np.log(apart).mean(), np.log(apart).var()),
+        "riesz": ((apart**-5).mean(), (apart**-5).var()),
+        "uniform duality": (w * mc).sum(1).var(ddof=1),
+        "cosines": (u * wu).sum(1),
+        "distances": np.linalg.norm(u - wu, axis=1),
+        "norms": np.linalg.norm(mc, axis=1),
+        "variances": v,
+    }
+
+
+@pytest.mark.parametrize("center", ["class", "sample"])
+def test_fixture_by_formula_to_1e_9(center):
+    c = {"center": center}
+    got = {
+        "nc1": collapse.nc1(S, **c),
+        "quotient": collapse.nc1(S, method="quotient", **c),
+        "cdnv": collapse.cdnv(S),
+        "cdnv squared": collapse.cdnv(S, dist_exp=2),
+        "etf": collapse.nc2_etf_error(S, **c),
+        "dual": collapse.nc3_duality_error(S, W, **c),
+        "dist": collapse.uniformity(S, kernel="dist", **c),
+        "log": collapse.uniformity(S, kernel="log", **c),
+        "riesz": collapse.uniformity(S, kernel="riesz", **c),
+        "uniform duality": collapse.nc3_uniform_duality(S, W, **c),
+        "cosines": collapse.nc3_cosines(S, W, **c),
+        "distances": collapse.nc3_distances(S, W, **c),
+        "norms": collapse.mean_norms(S, **c),
+        "variances": S.within_variance,
+    }
+    for name, value in by_the_peers_formulas(center).items():
+        np.testing.assert_allclose(np.asarray(got[name]), value, rtol=0, atol=1e-9, err_msg=name)
+
+
 def test_fixture_can_fail():
     """A check that passes on anything is none: the other centre, or one sample moved, is far out of tolerance."""
     assert abs(collapse.nc2_etf_error(S, center="sample") - 0.33577454) > 0.1

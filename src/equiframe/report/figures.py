@@ -340,7 +340,8 @@ def draw(name: str, groups: Sequence[Group]) -> Figure | None:
 def frame_figure(frame: Frame, *, at_most: int = 400) -> Figure:
     """A frame: its vectors as arrows in the ball for D = 3, else the matrix of their cosines."""
     shown = frame.vectors(torch.arange(min(at_most, frame.num_classes))).double().numpy()
-    title = f"{frame.geometry}: {frame.num_classes} vectors in R^{frame.dim}, largest cosine {frame.coherence:.4g}"
+    coherence = f"{frame.coherence:.4g}".replace("-", "−")
+    title = f"{frame.geometry}: {frame.num_classes:,} vectors in {frame.dim} dimensions, largest cosine {coherence}"
     with plt.rc_context(STYLE):
         if frame.dim == 3:
             figure = plt.figure(figsize=(5.2, 5.4), layout="constrained")
@@ -351,7 +352,7 @@ def frame_figure(frame: Frame, *, at_most: int = 400) -> Figure:
             for k, v in enumerate(shown):
                 axes.quiver(0, 0, 0, *v, color=COLOURS[k % 8], linewidth=2, arrow_length_ratio=0.12)
                 axes.text(*(1.12 * v), str(k), ha="center", va="center")
-            axes.set_box_aspect((1, 1, 1))
+            axes.set_box_aspect((1, 1, 1), zoom=1.45)
             axes.set_axis_off()
         else:
             figure, axes = plt.subplots(figsize=(5.4, 4.8), layout="constrained")
