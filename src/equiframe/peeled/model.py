@@ -62,6 +62,7 @@ class PeeledModel:
         lambda_w, lambda_h: penalties, used by ``penalty`` only.
         samples: ``classes`` (one feature per class, weight n_k/N) or ``all`` (N features).
         tau: strength of ``adjusted``.
+        nonnegative: features of a ReLU, h ≥ 0 (Dang et al. 2024); learned classifier and ``penalty`` only.
     """
 
     counts: Tensor
@@ -74,6 +75,7 @@ class PeeledModel:
     lambda_h: float = 5e-3
     samples: str = "classes"
     tau: float = 1.0
+    nonnegative: bool = False
     logit_loss: LogitLoss = field(init=False, repr=False)
     targets: Tensor = field(init=False, repr=False)
     weights: Tensor = field(init=False, repr=False)
@@ -91,6 +93,8 @@ class PeeledModel:
             raise InputError(f"dim must be at least 1, got {self.dim}")
         if self.constraint not in CONSTRAINTS:
             raise unknown("constraint", self.constraint, CONSTRAINTS)
+        if self.nonnegative and self.constraint != "penalty":
+            raise InputError('nonnegative features are solved with constraint="penalty" only')
         if self.samples not in ("classes", "all"):
             raise unknown("samples", self.samples, ("classes", "all"))
         put = object.__setattr__
@@ -150,7 +154,7 @@ class PeeledModel:
 
     def project_features(self, features: Tensor) -> Tensor:
         """Nearest features within the limit."""
-        return self._project(features, self.energy_h)
+        return features.clamp(min=0) if self.nonnegative else self._project(features, self.energy_h)
 
     def project_vectors(self, vectors: Tensor) -> Tensor:
         """Nearest class vectors within the limit."""

@@ -18,6 +18,7 @@ from equiframe.errors import InputError, unknown
 from equiframe.peeled.model import PeeledModel
 
 METHODS = ("projected", "accelerated", "spectral", "riemannian")
+JOINT_METHODS = ("projected", "riemannian")
 
 
 @dataclass
@@ -67,7 +68,8 @@ def joint_gap(model: PeeledModel, vectors: Tensor, features: Tensor) -> float:
     With Z = W Hᵀ and G = ∂f/∂Z, convexity gives f(Z') ≥ f(Z) + ⟨G, Z' − Z⟩, and ⟨G, Z'⟩ is bounded from below by
 
     - ``average``: −K√(E_W E_H)·σ_max(G), as ‖Z'‖_* ≤ K√(E_W E_H);
-    - ``penalty``: −√(λ_W λ_H)‖Z' N^{1/2}‖_* as long as σ_max(G N^{-1/2}) ≤ √(λ_W λ_H), any excess paid for;
+    - ``penalty``: −√(λ_W λ_H)‖Z' N^{1/2}‖_* as long as σ_max(G N^{-1/2}) ≤ √(λ_W λ_H), any excess paid for; with
+      ``nonnegative`` features σ_max² is the largest eigenvalue of max(0, N^{-1/2} Gᵀ G N^{-1/2}), as h_kᵀh_l ≥ 0;
     - ``vector``: −½(E_W Σa + E_H Σb) for any a, b with [diag a, G; Gᵀ, diag b] ⪰ 0; the multipliers of the
       constraints are tried, shifted until the matrix is positive semidefinite.
     """
@@ -84,7 +86,11 @@ def joint_gap(model: PeeledModel, vectors: Tensor, features: Tensor) -> float:
             model.lambda_w * vectors.square().sum()
             + model.lambda_h * (model.num_samples * features.square().sum(1)).sum()
         )
-        excess = max(0.0, float(torch.linalg.matrix_norm(g / root, 2)) - mu)
+        if model.nonnegative:
+            largest = math.sqrt(float(torch.linalg.eigvalsh(((g / root).T @ (g / root)).clamp(min=0))[-1]))
+        else:
+            largest = float(torch.linalg.matrix_norm(g / root, 2))
+        excess = max(0.0, largest - mu)
         return slope + float(norms) + excess * float(model.objective(vectors, features)) / mu
     w, h = vectors / math.sqrt(model.energy_w), features / math.sqrt(model.energy_h)
     a = (-(w * (g @ h)).sum(1)).clamp(min=0)
@@ -128,6 +134,8 @@ def solve_features(
         raise unknown("method", method, METHODS)
     if method == "riemannian" and model.constraint != "vector":
         raise InputError('method="riemannian" moves on spheres and needs constraint="vector"')
+    if model.nonnegative:
+        raise InputError("nonnegative features are solved together with the class vectors: use solve_joint")
     h = model.project_features(model.random_features(seed) if start is None else start.to(torch.float64))
     coupled = model.constraint == "average"
     # A loss that always falls with scale has no zero of its gradient: a small one only says that s is large.
@@ -282,51 +290,93 @@ def minimise(
 
 
 def solve_joint(
-    model: PeeledModel, *, seed: int = 0, tolerance: float = 1e-11, max_iterations: int = 3000, certify: bool = True
+    model: PeeledModel,
+    *,
+    method: str | None = None,
+    seed: int = 0,
+    tolerance: float = 1e-11,
+    max_iterations: int = 3000,
+    certify: bool = True,
 ) -> Solution:
     """Solve for class vectors and features together, from a random start.
 
-    L-BFGS over unlimited rows which are scaled to full length (``vector``: each row; ``average``: W and H as a whole;
-    ``penalty``: not at all); full length is where the losses that fall with scale end, and the certificate would say
-    if it were not. The problem is not convex in (W, H): the returned gap tells whether the global optimum was met.
+    Args:
+        model: the problem.
+        method: ``projected`` gradient, for every model; ``riemannian`` gradient, along great circles at full length
+            (``vector``: of each row; ``average``: of W and of H as a whole). By default ``riemannian`` where a loss
+            that falls with scale ends at full length, else ``projected``. Both take Barzilai–Borwein steps.
+        tolerance: stop where a step of size 1 moves no further than this.
+
+    The problem is not convex in (W, H): the returned gap tells whether the global optimum was met.
+
+    Raises:
+        InputError: for a method that the model does not allow.
     """
-    k, d = model.num_classes, model.dim
-    radius_w, radius_h = math.sqrt(model.energy_w), math.sqrt(model.energy_h)
-
-    def limited(rows: Tensor, radius: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows at full length, their directions and raw lengths (for the chain rule)."""
-        if model.constraint == "vector":
-            length = rows.norm(dim=1, keepdim=True)
-        else:
-            length, radius = rows.norm(), radius * math.sqrt(k)
-        return radius * rows / length, rows / length, radius / length
-
-    def function(x: Tensor) -> tuple[Tensor, Tensor]:
-        raw_w, raw_h = x[: k * d].reshape(k, d), x[k * d :].reshape(-1, d)
-        if model.constraint == "penalty":
-            gw, gh = model.gradients(raw_w, raw_h)
-            return model.objective(raw_w, raw_h), torch.cat([gw.reshape(-1), gh.reshape(-1)])
-        (w, unit_w, factor_w), (h, unit_h, factor_h) = limited(raw_w, radius_w), limited(raw_h, radius_h)
-        gw, gh = model.gradients(w, h)
-        if model.constraint == "vector":
-            gw = factor_w * (gw - (gw * unit_w).sum(1, keepdim=True) * unit_w)
-            gh = factor_h * (gh - (gh * unit_h).sum(1, keepdim=True) * unit_h)
-        else:
-            gw, gh = factor_w * (gw - (gw * unit_w).sum() * unit_w), factor_h * (gh - (gh * unit_h).sum() * unit_h)
-        return model.objective(w, h), torch.cat([gw.reshape(-1), gh.reshape(-1)])
-
+    if method is None:
+        full = model.constraint != "penalty" and model.logit_loss.shift_invariant
+        method = "riemannian" if full else "projected"
+    if method not in JOINT_METHODS:
+        raise unknown("method", method, JOINT_METHODS)
+    if method == "riemannian" and model.constraint == "penalty":
+        raise InputError('method="riemannian" moves on spheres and needs constraint="vector" or "average"')
     w, h = model.random_vectors(seed), model.random_features(seed)
     if model.constraint == "penalty":
-        w, h = w / radius_w, h / radius_h
-    x, iterations = minimise(
-        function,
-        torch.cat([w.reshape(-1), h.reshape(-1)]),
-        tolerance=tolerance,
-        max_iterations=max_iterations,
-        memory=30 if k * d <= 100_000 else 8,
+        w, h = w / math.sqrt(model.energy_w), h / math.sqrt(model.energy_h)
+    w, h, iterations = _joint_gradient(
+        model, w, h, riemannian=method == "riemannian", tolerance=tolerance, max_iterations=max_iterations
     )
-    w, h = x[: k * d].reshape(k, d), x[k * d :].reshape(-1, d)
-    if model.constraint != "penalty":
-        w, h = limited(w, radius_w)[0], limited(h, radius_h)[0]
     gap = joint_gap(model, w, h) if certify else math.nan
     return Solution(w, h, float(model.objective(w, h)), gap, iterations, iterations < max_iterations)
+
+
+def _joint_gradient(
+    model: PeeledModel, w: Tensor, h: Tensor, *, riemannian: bool, tolerance: float, max_iterations: int
+) -> tuple[Tensor, Tensor, int]:
+    """Gradient descent on both, projected or along great circles, with a non-monotone Armijo search.
+
+    Features of a class of weight n/N take a step that is longer by N/(Kn) where rows are limited one by one: they would
+    lag behind by the class ratio otherwise.
+    """
+    whole = model.constraint == "average"
+    scale = 1.0 if whole else 1 / (model.num_classes * model.weights[:, None])
+
+    def spheres(rows: Tensor) -> Tensor:
+        return rows.reshape(1, -1) if whole else rows
+
+    def gradient(w: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+        gw, gh = model.gradients(w, h)
+        if riemannian:
+            gw, gh = (_tangent(spheres(x), spheres(g)).reshape(g.shape) for x, g in ((w, gw), (h, gh)))
+        return gw, gh
+
+    def moved(w: Tensor, h: Tensor, gw: Tensor, gh: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        if not riemannian:
+            return model.project_vectors(w - step * gw), model.project_features(h - step * scale * gh)
+        along = ((w, -step * gw), (h, -step * scale * gh))
+        return tuple(great_circle(spheres(x), spheres(t)).reshape(x.shape) for x, t in along)
+
+    def inner(aw: Tensor, ah: Tensor, bw: Tensor, bh: Tensor) -> float:
+        return float((aw * bw).sum() + (ah * bh).sum())
+
+    gw, gh = gradient(w, h)
+    recent, step, iteration = [float(model.objective(w, h))], 1.0, 0
+    while iteration < max_iterations:
+        ahead_w, ahead_h = moved(w, h, gw, gh, 1.0)
+        far = math.sqrt(inner(ahead_w - w, ahead_h - h, ahead_w - w, ahead_h - h))
+        if far <= tolerance or recent[-1] <= tolerance**2:  # no loss is negative
+            break
+        iteration += 1
+        for _ in range(60):
+            new_w, new_h = moved(w, h, gw, gh, step)
+            value = float(model.objective(new_w, new_h))
+            dw, dh = new_w - w, new_h - h
+            if value <= max(recent) + 1e-4 * inner(gw, gh, dw, dh) + 2e-15 * abs(recent[-1]):
+                break
+            step *= 0.25
+        later_w, later_h = gradient(new_w, new_h)
+        turned = inner(dw, dh, later_w - gw, later_h - gh)
+        size = inner(dw, dh / scale, dw, dh)
+        step = min(size / turned, 1e6) if turned > 0 else 10 * step
+        w, h, gw, gh = new_w, new_h, later_w, later_h
+        recent = [*recent[-7:], value]
+    return w, h, iteration
