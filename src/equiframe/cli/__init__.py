@@ -13,7 +13,7 @@ import sys
 import typing
 from collections.abc import Callable, Sequence
 
-from equiframe.cli import compare, deploy, doctor, finished, geometry, training
+from equiframe.cli import compare, deploy, doctor, finished, geometry, laboratory, training
 from equiframe.cli.flags import Parser, recipe_flags
 from equiframe.errors import InputError
 
@@ -52,9 +52,8 @@ def _parser() -> Parser:
             recipe_flags(sub, without=("method", "seed") if name == "compare" else ())
         return sub
 
-    for group in (doctor, training, compare, finished, deploy, geometry):
+    for group in (doctor, training, compare, finished, deploy, geometry, laboratory):
         group.add_verbs(verb)
-    verbs.add_parser("peeled", add_help=False, help="the layer-peeled model: solve it, or judge a claim of the paper")
     return parser
 
 
@@ -65,11 +64,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         words = list(sys.argv[1:] if argv is None else argv)
-        if words[:1] == ["peeled"]:  # has a parser of its own, and torch behind it
-            from equiframe.peeled import run
-
-            run(words[1:])
-            return 0
         arguments, rest = parser.parse_known_args(words)
         if arguments.version:
             from equiframe import __version__

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from equiframe.errors import InputError
-from equiframe.frames import simplex_vectors
+from equiframe.frames import make_frame, simplex_vectors
 from equiframe.peeled import convergence
-from equiframe.peeled.collapse_theory import StepProblem, collapse_threshold, minor_cosine
+from equiframe.peeled.collapse_theory import StepProblem, collapse_threshold, minor_cosine, vanishing_threshold
 from equiframe.peeled.gradients import track_gradients
 from equiframe.peeled.model import PeeledModel, class_counts
 from equiframe.peeled.solve import solve_features, solve_joint
@@ -52,9 +52,12 @@ def theorem1_value(num_classes: int, scale: float) -> float:
     return math.log1p((num_classes - 1) * math.exp(-scale * num_classes / (num_classes - 1)))
 
 
-def frame_vectors(model: PeeledModel, seed: int = 0) -> Tensor:
-    """Simplex frame of class vectors with length √E_W, ``(K, D)``."""
-    return math.sqrt(model.energy_w) * simplex_vectors(model.num_classes, model.dim, seed=seed)
+def frame_vectors(model: PeeledModel, seed: int = 0, *, geometry: str = "simplex") -> Tensor:
+    """Frame of class vectors with length √E_W, ``(K, D)``: the simplex, or with ``auto`` the best there is for D < K−1."""
+    if geometry == "simplex" or model.dim >= model.num_classes - 1:
+        return math.sqrt(model.energy_w) * simplex_vectors(model.num_classes, model.dim, seed=seed)
+    frame = make_frame(model.num_classes, model.dim, geometry=geometry, seed=seed, dtype=torch.float64)
+    return math.sqrt(model.energy_w) * frame.dense()
 
 
 def alignment(model: PeeledModel, vectors: Tensor, features: Tensor) -> dict[str, float]:
@@ -119,7 +122,7 @@ def claim_c1(
             found = alignment(model, vectors, solved.features)
             worst = {k: (min if k == "shortest" else max)(worst.get(k, v), v) for k, v in found.items()}
             value, gap = solved.value, max(gap, solved.gap)
-        row = {"loss": loss, "limit": constraint, "ratio": ratio, **worst, "value": value, "gap": gap}
+        row = {"loss": loss, "constraint": constraint, "ratio": ratio, **worst, "value": value, "gap": gap}
         if (loss, constraint) == ("ce", "vector"):
             off = abs(value - theorem1_value(num_classes, model.scale))
             row["value_error"] = off
@@ -139,23 +142,34 @@ def claim_c1(
     return Verdict("C1", "holds" if held else "does not hold", rows, notes)
 
 
+def minor_classes(counts: Tensor) -> Tensor:
+    """Mask ``(K,)``: the smaller of two sizes of class, or else the third of the classes with fewest samples."""
+    if len(counts.unique()) == 2:
+        return counts == counts.min()
+    few = counts.argsort(stable=True)[: max(2, len(counts) // 3)]
+    return torch.zeros(len(counts), dtype=torch.bool).index_fill(0, few, True)
+
+
 def learned_and_fixed(model: PeeledModel, seed: int = 0) -> dict[str, object]:
     """Both classifiers for one problem: solutions, certified gaps, extreme cosines of the minor classes."""
     found: dict[str, object] = {}
-    minor = model.counts == model.counts.min()
+    minor = minor_classes(model.counts)
     budget = 3000 if model.num_classes <= 50 else 600 if model.num_classes <= LARGE else 60
     learned = solve_joint(model, seed=seed, max_iterations=budget, certify=model.samples == "classes")
-    vectors = frame_vectors(model, seed)
+    vectors = frame_vectors(model, seed, geometry="auto")
     fixed = solve_features(model, vectors, seed=seed, every=10**9)
     for name, solution in (("learned", learned), ("frame", fixed)):
-        cosines = cosine_matrix(solution.vectors[minor])
-        off = cosines[~torch.eye(len(cosines), dtype=torch.bool)]
+        rows = solution.vectors[minor]
+        cosine = math.nan  # of vectors that are zero, or of one alone
+        if len(rows) > 1 and float(rows.norm(dim=1).min()) > 1e-4 * float(solution.vectors.norm(dim=1).max()):
+            cosines = cosine_matrix(rows)
+            cosine = float(cosines[~torch.eye(len(cosines), dtype=torch.bool)].mean())
         found[name] = {
             "solution": solution,
             "value": solution.value,
             "gap": solution.gap,
-            "minor_cosine": float(off.mean()) if len(off) else math.nan,
-            "minor_degrees": math.degrees(math.acos(max(-1.0, min(1.0, float(off.mean()))))) if len(off) else math.nan,
+            "minor_cosine": cosine,
+            "minor_degrees": _degrees(cosine),
         }
     return found
 
@@ -164,6 +178,26 @@ def cosine_matrix(rows: Tensor) -> Tensor:
     """Cosines between rows, ``(K, D) -> (K, K)``."""
     units = torch.nn.functional.normalize(rows, dim=1)
     return units @ units.T
+
+
+def curve_end(thresholds: list[float], ratio: float) -> float:
+    """The ratio at which to stop drawing: three times what there is to see."""
+    return 3 * max([ratio, 10.0, *(t for t in thresholds if t < 1e5)])
+
+
+def angle_curve(problem: StepProblem, threshold: float, last: float) -> dict[str, object]:
+    """Degrees between minor class vectors for R from 1 to ``last``, denser towards the threshold, where it falls like a
+    root; 0 beyond it, up to where the vectors are zero (``vanishing``)."""
+    top = min(threshold, last)
+    share = 1 - torch.linspace(0, 1, 25, dtype=torch.float64) ** (1 if threshold > last else 2)
+    ratios = [top**x for x in share.tolist()][::-1]
+    ratios[-1] = top
+    degrees = [_degrees(minor_cosine(problem, r)) for r in (ratios if threshold > last else ratios[:-1])]
+    vanishing = vanishing_threshold(problem)
+    if threshold <= last:
+        ratios.append(min(vanishing, last))
+        degrees += [0.0, 0.0]
+    return {"ratio": ratios, "degrees": degrees, "threshold": threshold, "vanishing": vanishing}
 
 
 def claim_c2(
@@ -190,19 +224,17 @@ def claim_c2(
         "penalty": StepProblem(num_classes - minor, minor, "penalty", penalty=1 / (30 * (num_classes - minor) + minor)),
     }
     verdict_parts = []
+    thresholds = {name: collapse_threshold(problem) for name, problem in limits.items()}
+    last = curve_end(list(thresholds.values()), ratio)
     for name, problem in limits.items():
-        threshold = collapse_threshold(problem)
-        near = [threshold * (1 - 0.3**i) for i in range(1, 7)] + [threshold] if threshold < 1e6 else []
-        grid = torch.logspace(0, math.log10(max(1e4, min(1e6, 10 * threshold))), 25, dtype=torch.float64).tolist()
-        grid = sorted({*grid, *(r for r in near if r >= 1)})
-        angles = [_degrees(minor_cosine(problem, r)) for r in grid]
-        curves[name] = {"ratio": grid, "degrees": angles, "threshold": threshold}
+        threshold = thresholds[name]
+        curves[name] = angle_curve(problem, threshold, last)
         if name != "penalty":
-            verdict_parts.append(f"R >= {_short(threshold)} ({name} limit)")
+            verdict_parts.append(f"R >= {_short(threshold)} ({name})")
         tried = {ratio} if not math.isfinite(threshold) else {ratio, max(1.0, 0.7 * threshold), 1.5 * threshold}
         for r in sorted(tried):
             row: dict[str, object] = {
-                "limit": name,
+                "constraint": name,
                 "ratio": r,
                 "threshold": threshold,
                 "degrees_theory": _degrees(minor_cosine(problem, r)),
@@ -217,7 +249,7 @@ def claim_c2(
                     lambda_w=problem.penalty,
                     lambda_h=problem.penalty,
                 )
-                solved = solve_joint(model, seed=seed, max_iterations=1500 if num_classes <= 20 else 400)
+                solved = solve_joint(model, seed=seed, max_iterations=3000 if num_classes <= 20 else 400)
                 cosines = cosine_matrix(solved.vectors[num_classes - minor :])
                 off = cosines[~torch.eye(minor, dtype=torch.bool)]
                 lengths = solved.vectors.norm(dim=1)
@@ -235,14 +267,15 @@ def claim_c2(
     threshold = curves["vector"]["threshold"]
     notes = [
         f"fixed frame: {simplex:.4f} degrees between minor class vectors at every ratio",
-        "degrees are '-' where the minor class vectors are zero",
+        "no degrees where the minor class vectors are zero: under the penalty from "
+        f"R = {_short(vanishing_threshold(limits['penalty']))} on",
         f"push over pull on class vectors at R = {ratio:g}, first step: major {first['major']:.3g}, "
         f"minor {first['minor']:.3g}; after {budget} steps: major {last['major']:.3g}, minor {last['minor']:.3g}",
         "push dominates the minor classes from the first step "
         + (
             f"though R = {ratio:g} lies below R*: it narrows their angle, and only R >= R* closes it"
             if ratio < threshold
-            else f"and R = {ratio:g} lies above R* (vector limit)"
+            else f"and R = {ratio:g} lies above R* (constraint vector)"
         ),
     ]
     verdict = "holds only when " + " or ".join(verdict_parts) + f", at s = {scale:g} and K = {num_classes}"

@@ -187,20 +187,22 @@ def _coefficient_margins(problem: StepProblem, z: Tensor) -> tuple[Tensor, Tenso
 def minor_cosine(problem: StepProblem, ratio: float) -> float:
     """Cosine between two minor class vectors at the optimum: −1/(K−1) at R = 1, and 1 once they have collapsed.
 
-    NaN where the minor class vectors are zero (a heavy ``penalty``).
+    NaN where the minor class vectors are zero (``penalty``, from `vanishing_threshold` on).
     """
     ka, kb = problem.num_major, problem.num_minor
     if problem.constraint == "vector":
         phi = float(_vector_angles(problem, ratio, collapsed=False)[2])
         return math.sin(phi) ** 2 - math.cos(phi) ** 2 / (kb - 1)
-    # Under a penalty the threshold is known exactly: beyond it α_B is 0, not a small number.
+    # Under a penalty both thresholds are known exactly: beyond them numbers are 0, not small.
     beyond = problem.constraint == "penalty" and ratio >= collapse_threshold(problem)
+    if beyond and _contrast_excess(problem, ratio) >= 0:
+        return math.nan
     z = _coefficients(problem, ratio, collapsed=beyond).tolist()
     weight_a, weight_b = _norm_weights(problem, ratio)
     own = z[1] * weight_b
     common = math.hypot(z[2] * weight_a, z[3] * weight_b) * ka / (ka + kb)
     size = own * (kb - 1) + common
-    return (common - own) / size if size > max(1e-6, 1e-5 * z[0] * weight_a) else math.nan
+    return (common - own) / size if size > 0 else math.nan
 
 
 def optimal_value(problem: StepProblem, ratio: float) -> float:
@@ -236,9 +238,47 @@ def collapse_threshold(problem: StepProblem, *, highest: float = 1e12) -> float:
         slack = minors + others + others / (problem.num_major - 1)
         return log_ratio + math.log(slack) if slack > 0 else -math.inf
 
-    low, f_low, high = 0.0, excess(0.0), 0.5
+    return _first_root(excess, highest)
+
+
+def vanishing_threshold(problem: StepProblem, *, highest: float = 1e12) -> float:
+    r"""The ratio from which on the minor class vectors are not only equal but zero (``penalty``); else ``inf``.
+
+    The root of :math:`\mu^2 = \frac{n_B}{N^2}\frac{K_A}{K} + \frac{n_A}{N^2}\,r^2 K K_B`, r the probability that a major
+    sample gives to one minor class when Z is the simplex of the major classes alone.
+    """
+    if problem.constraint != "penalty":
+        return math.inf
+    low = math.log(collapse_threshold(problem))
+    return _first_root(lambda x: _contrast_excess(problem, math.exp(x)), highest, low=low)
+
+
+def _contrast_excess(problem: StepProblem, ratio: float) -> float:
+    """log of μ² over what the groups' contrast would gain where it is zero: it stays zero iff this is ≥ 0."""
+    ka, kb, k = problem.num_major, problem.num_minor, problem.num_classes
+    total = (ka * ratio + kb) * problem.unit
+    n_a, n_b = ratio * problem.unit, problem.unit
+
+    def probabilities(alpha: float) -> tuple[float, float, float]:
+        own, other, minor = 1.0, math.exp(-alpha), math.exp(-alpha * (1 - 1 / ka))
+        odds = own + (ka - 1) * other + kb * minor
+        return own / odds, other / odds, minor / odds
+
+    low, high = 0.0, 800.0  # the simplex of the major classes: √n_A/N·(1 − p_own + p_other) = μ, falling in α
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        own, other, _ = probabilities(middle)
+        low, high = (middle, high) if math.sqrt(n_a) / total * (1 - own + other) > problem.penalty else (low, middle)
+    minor = probabilities(0.5 * (low + high))[2]
+    gain = (n_b * ka / k + n_a * minor**2 * k * kb) / total**2
+    return 2 * math.log(problem.penalty) - math.log(gain)
+
+
+def _first_root(excess: Callable[[float], float], highest: float, *, low: float = 0.0) -> float:
+    """exp of the root of a rising function of log R, from ``low`` on; ``inf`` beyond ``highest``."""
+    f_low, high = excess(low), low + 0.5
     if f_low >= 0:
-        return 1.0
+        return math.exp(low)
     while (f_high := excess(high)) < 0:
         if high > math.log(highest):
             return math.inf

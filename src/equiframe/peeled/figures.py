@@ -44,12 +44,17 @@ def _plain(axes: Any) -> None:
 
 
 def _save(figure: Any, path: Path) -> Path:
+    """As PNG, SVG and PDF beside each other; returns the PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.draw_without_rendering()  # lays out, once for all
+    figure.set_layout_engine("none")
+    for ending in ("svg", "pdf", "png"):
+        path = path.with_suffix(f".{ending}")
+        figure.savefig(path, dpi=130)
     return path
 
 
-def cosines(path: Path, panels: dict[str, Tensor], *, num_major: int | None = None) -> Path:
+def cosines(path: Path, panels: dict[str, Tensor], title: str, *, num_major: int | None = None) -> Path:
     """Cosine matrices of several sets of rows ``(K, D)`` side by side; a line parts major from minor classes."""
     figure = _figure(3.5 * len(panels) + 0.9, 3.9)
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -67,12 +72,13 @@ def cosines(path: Path, panels: dict[str, Tensor], *, num_major: int | None = No
             axes.axvline(num_major - 0.5, color="black", linewidth=0.8)
     grid[0].set_ylabel("class (major first)" if num_major else "class")
     figure.colorbar(image, ax=list(grid), label="cosine", shrink=0.85, ticks=[-1, -0.5, 0, 0.5, 1])
+    figure.suptitle(title, fontsize=12)
     return _save(figure, path)
 
 
 def angle_ratio(path: Path, curves: dict[str, Any], simplex: float, found: list[dict[str, Any]], title: str) -> Path:
-    """Angle between minor class vectors against R, thresholds marked, certified solutions as dots."""
-    figure = _figure(7.2, 4.3)
+    """Angle between minor class vectors against R; thresholds are marked, certified solutions are rings."""
+    figure = _figure(9.4, 4.3)
     axes = figure.subplots()
     names = {
         "average": ("class-averaged budget", BLUE),
@@ -80,30 +86,32 @@ def angle_ratio(path: Path, curves: dict[str, Any], simplex: float, found: list[
         "penalty": ("penalty", GREEN),
     }
     axes.axhline(simplex, color="black", linewidth=2, label=f"fixed frame: {simplex:.1f}°")
+    last = max(float(c["ratio"][-1]) for c in curves.values())
     for name, curve in curves.items():
         label, colour = names[name]
-        threshold = curve["threshold"]
-        ratios = torch.tensor(curve["ratio"])
-        angles = torch.tensor(curve["degrees"]).nan_to_num(0.0)
-        text = f", R* = {threshold:.3g}" if math.isfinite(threshold) else ""
-        axes.plot(ratios, angles, color=colour, linewidth=1.8, label=f"learned, {label}{text}")
-        if threshold <= float(ratios[-1]):
+        threshold, vanishing = curve["threshold"], curve["vanishing"]
+        text = f": R* = {threshold:.3g}" if math.isfinite(threshold) else ": no collapse"
+        axes.plot(curve["ratio"], curve["degrees"], color=colour, linewidth=1.8, label=f"learned, {label}{text}")
+        if threshold <= last:
             axes.plot(threshold, 0, "v", color=colour, markersize=9, clip_on=False, zorder=5)
-        dots = [r for r in found if r["limit"] == name and "degrees_found" in r]
-        angle = [0.0 if math.isnan(r["degrees_theory"]) else r["degrees_found"] for r in dots]
-        axes.plot([r["ratio"] for r in dots], angle, "o", color=colour, markerfacecolor="white", markersize=6, zorder=4)
+        if vanishing <= last:
+            axes.plot(vanishing, 0, "x", color=colour, markersize=9, markeredgewidth=2.2, clip_on=False, zorder=5)
+            axes.plot([], [], "x", color=colour, markeredgewidth=2.2, label=f"   its vectors are zero from R = {vanishing:.3g}")
+        dots = [r for r in found if r["constraint"] == name and math.isfinite(r.get("degrees_found", math.nan))]
+        places = [r["ratio"] for r in dots], [r["degrees_found"] for r in dots]
+        axes.plot(*places, "o", color=colour, markerfacecolor="white", markersize=6, zorder=6)
     axes.set_xscale("log")
     axes.set_ylim(-2, 1.12 * simplex)
-    axes.set_xlim(1, max(float(c["ratio"][-1]) for c in curves.values()))
+    axes.set_xlim(1, last)
     axes.set_xlabel("imbalance ratio R")
     axes.set_ylabel("angle between minor class vectors (°)")
     axes.set_title(title, fontsize=11)
     _plain(axes)
-    axes.legend(frameon=True, framealpha=0.95, edgecolor="none", fontsize=9, loc="upper right", bbox_to_anchor=(1, 0.9))
+    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return _save(figure, path)
 
 
-def push_pull(path: Path, tracks: dict[str, dict[str, list[float]]], ratio: float) -> Path:
+def push_pull(path: Path, tracks: dict[str, dict[str, list[float]]], ratio: float, num_classes: int) -> Path:
     """Push over pull on class vectors and on features, major and minor classes, along gradient descent."""
     figure = _figure(9, 3.9)
     for axes, of, title in zip(
@@ -124,7 +132,7 @@ def push_pull(path: Path, tracks: dict[str, dict[str, list[float]]], ratio: floa
         axes.set_title(title, fontsize=11)
         _plain(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    figure.suptitle(f"Cross-entropy's gradient, R = {ratio:g}", fontsize=12)
+    figure.suptitle(f"Cross-entropy's gradient, K = {num_classes}, R = {ratio:g}", fontsize=12)
     return _save(figure, path)
 
 
@@ -170,7 +178,7 @@ def race_map(path: Path, maps: dict[bool, Tensor], scales: Tensor, targets: Tens
         axes.set_yscale("log")
         axes.set_xticks([0.5, 1, 2, 4, 8, 16, 32], labels=["0.5", "1", "2", "4", "8", "16", "32"])
         axes.minorticks_off()
-        axes.set_xlabel("s = √(E_W E_H)")
+        axes.set_xlabel(r"$s = \sqrt{E_W E_H}$")
         axes.set_title(titles[own], fontsize=11)
     panels[0].set_ylabel("target angle (rad)")
     figure.colorbar(image, ax=list(panels), label="log₁₀ (time of CE / time of DR)")
@@ -198,6 +206,8 @@ def gap(path: Path, runs: dict[str, Solution], title: str) -> Path:
 def features_gif(path: Path, *, loss: str = "dr", frames: int = 36, seed: int = 0) -> Path:
     """Features of 4 classes (60, 60, 10 and 10 samples) on the sphere moving to the vertices of the frame, as a GIF."""
     from matplotlib.animation import FuncAnimation, PillowWriter
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     counts = torch.tensor([60.0, 60.0, 10.0, 10.0])
     model = PeeledModel(counts, 3, 4.0, 1.0, loss=loss, samples="all")
@@ -213,31 +223,28 @@ def features_gif(path: Path, *, loss: str = "dr", frames: int = 36, seed: int = 
         callback=lambda _, h: seen.append(h.clone()),
     )
     times = torch.logspace(0, math.log10(len(seen)), frames).long() - 1
-    figure = _figure(4.6, 4.8)
-    axes = figure.add_subplot(projection="3d")
-    colours = (BLUE, ORANGE, GREEN, RED)
+    figure = Figure(figsize=(4.6, 4.8))
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 0.94), projection="3d")
+    axes.set_axis_off()
+    axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8), box_aspect=(1, 1, 1))
     u, v = torch.linspace(0, 2 * math.pi, 25), torch.linspace(0, math.pi, 13)
-    sphere = [
-        torch.outer(torch.cos(u), torch.sin(v)),
-        torch.outer(torch.sin(u), torch.sin(v)),
-        torch.ones(25, 1) * torch.cos(v),
-    ]
+    sphere = torch.outer(torch.cos(u), torch.sin(v)), torch.outer(torch.sin(u), torch.sin(v)), torch.ones(25, 1) * v.cos()
+    axes.plot_wireframe(*(x.numpy() for x in sphere), color="#dddddd", linewidth=0.5)
+    clouds = []
+    for k, colour in enumerate((BLUE, ORANGE, GREEN, RED)):
+        x, y, z = (0.5 * vectors[k]).tolist()
+        axes.plot([0, x], [0, y], [0, z], color=colour, linewidth=1.6)
+        axes.plot([x], [y], [z], "*", color=colour, markersize=14, markeredgecolor="black", markeredgewidth=0.6)
+        clouds += axes.plot([], [], [], "o", color=colour, markersize=4, markeredgecolor="white", markeredgewidth=0.3)
+    title = figure.suptitle("", fontsize=11)
 
     def draw(index: int) -> list[Any]:
-        axes.clear()
-        axes.set_axis_off()
-        axes.plot_wireframe(*(x.numpy() for x in sphere), color="#dddddd", linewidth=0.5)
         points = seen[int(times[index])]
-        for k in range(4):
-            x, y, z = (0.5 * vectors[k]).tolist()
-            axes.plot([0, x], [0, y], [0, z], color=colours[k], linewidth=1.6)
-            cloud = points[model.targets == k]
-            axes.scatter(*cloud.T.numpy(), color=colours[k], s=14, depthshade=False, edgecolor="white", linewidth=0.3)
-            axes.scatter([x], [y], [z], color=colours[k], marker="*", s=150, edgecolor="black", linewidth=0.6)
-        axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8), box_aspect=(1, 1, 1))
+        for k, cloud in enumerate(clouds):
+            cloud.set_data_3d(*points[model.targets == k].T.numpy())
         axes.view_init(elev=18, azim=30 + 1.5 * index)
-        name = LOSS_NAMES.get(loss, loss)
-        axes.set_title(f"{name}, fixed frame: step {int(times[index])}", fontsize=11)
+        title.set_text(f"{LOSS_NAMES.get(loss, loss)}, fixed frame: step {int(times[index])}")
         return []
 
     path.parent.mkdir(parents=True, exist_ok=True)
