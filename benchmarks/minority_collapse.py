@@ -18,7 +18,15 @@ import math
 
 import torch
 
-from equiframe.peeled import PeeledModel, StepProblem, class_counts, collapse_threshold, minor_cosine, optimal_value, solve_joint
+from equiframe.peeled import (
+    PeeledModel,
+    StepProblem,
+    class_counts,
+    collapse_threshold,
+    minor_cosine,
+    optimal_value,
+    solve_joint,
+)
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--steps", type=int, default=11, help="bisections of log R")
@@ -62,7 +70,15 @@ for major, minor in GROUPS:
         if theory <= 1.0 or theory > 1e4:
             continue
         low, high, gap = measured_threshold(problem, theory)
-        row = {"K_A": major, "K_B": minor, "limit": limit, **sizes, "theory": theory, "measured": [low, high], "gap": gap}
+        row = {
+            "K_A": major,
+            "K_B": minor,
+            "limit": limit,
+            **sizes,
+            "theory": theory,
+            "measured": [low, high],
+            "gap": gap,
+        }
         row["error"] = math.sqrt(low * high) / theory - 1
         rows.append(row)
         print(row, flush=True)
@@ -114,19 +130,34 @@ if cvxpy is not None:
         threshold = collapse_threshold(problem)
         for ratio in sorted({1.0, 10**0.5, 10.0, 0.9 * threshold, 1.1 * threshold, 100.0, 1000.0}):
             cosine, value = fang(major, ratio, 1.0, 5.0)
-            row = {"K_A": major, "R": ratio, "threshold": threshold, "cosine_theirs": cosine, "cosine_ours": minor_cosine(problem, ratio)}
+            row = {
+                "K_A": major,
+                "R": ratio,
+                "threshold": threshold,
+                "cosine_theirs": cosine,
+                "cosine_ours": minor_cosine(problem, ratio),
+            }
             rows.append(row | {"value_theirs": value, "value_ours": optimal_value(problem, ratio)})
             print(rows[-1], flush=True)
     result["fang"] = rows
     rows = []
-    cases = [(5, 500, l) for l in (0.0027, 0.0030, 0.0033, 0.0039, 0.0045)] + [(3, 500, l) for l in (0.0037, 0.0041, 0.0045, 0.0053, 0.0062)]
+    cases = [(5, 500, w) for w in (0.0027, 0.0030, 0.0033, 0.0039, 0.0045)] + [
+        (3, 500, w) for w in (0.0037, 0.0041, 0.0045, 0.0053, 0.0062)
+    ]
     cases += [(5, n, 0.005) for n in (100, 200, 300, 400, 600)] + [(3, n, 0.005) for n in (100, 400, 450, 500, 700)]
     for major, n_major, weight in cases:
         counts = [float(n_major)] * major + [100.0] * (10 - major)
         problem = StepProblem(major, 10 - major, "penalty", penalty=weight, unit=100.0)
         left, _ = hong_ling(counts, weight, 0.01)
         _, value = hong_ling(counts, weight, None)
-        row = {"K_A": major, "n_A": n_major, "l": weight, "R": n_major / 100, "threshold": collapse_threshold(problem), "left_theirs": left}
+        row = {
+            "K_A": major,
+            "n_A": n_major,
+            "l": weight,
+            "R": n_major / 100,
+            "threshold": collapse_threshold(problem),
+            "left_theirs": left,
+        }
         rows.append(row | {"value_theirs": value, "value_ours": optimal_value(problem, n_major / 100)})
         print(rows[-1], flush=True)
     result["hong_ling"] = rows

@@ -248,7 +248,8 @@ def test_projected_and_riemannian_gradients_meet_the_certified_optimum(constrain
     # Averaged over classes, the budget just allows dot regression's loss of 0: its floor is flat, the descent slow.
     steps, bound = (300, 1e-4) if (loss, constraint) == ("dr", "average") else (3000, 1e-8)
     found = [
-        solve_joint(model, method=method, seed=seed, max_iterations=steps) for seed, method in enumerate((None, *methods))
+        solve_joint(model, method=method, seed=seed, max_iterations=steps)
+        for seed, method in enumerate((None, *methods))
     ]
     values = [solution.value for solution in found]
     assert max(values) - min(values) < bound
@@ -353,7 +354,7 @@ def test_features_of_a_relu_have_dang_s_optimum():
     for smallest_alive, mu in ((9, 2.0 / 74), (1, 0.85 / 74), (4, 0.95 / 74)):
         model = PeeledModel(COUNTS, 12, constraint="penalty", lambda_w=mu / 2, lambda_h=2 * mu, nonnegative=True)
         best = relu_optimum(COUNTS, mu / 2, 2 * mu)
-        alive = COUNTS > (74 * mu) ** 2 * 5 / 4
+        alive = COUNTS.sqrt() > 74 * mu * math.sqrt(5 / 4)
         assert int(COUNTS[alive].min()) == smallest_alive
         assert torch.equal(best.feature_gram.diagonal() > 0, alive)
         # Unlike without the ReLU there are local minima: two classes on one axis. The best of five starts.
@@ -363,7 +364,9 @@ def test_features_of_a_relu_have_dang_s_optimum():
         assert distance(found, best) < 1e-6
         # NC3 as their script has it: w_k ∝ K√n_k h_k − Σ_l √n_l h_l.
         scaled = COUNTS.sqrt()[:, None] * found.features
-        aligned = torch.nn.functional.cosine_similarity((5 * scaled - scaled.sum(0)).reshape(-1), found.vectors.reshape(-1), 0)
+        aligned = torch.nn.functional.cosine_similarity(
+            (5 * scaled - scaled.sum(0)).reshape(-1), found.vectors.reshape(-1), 0
+        )
         assert float(aligned) == pytest.approx(1.0, abs=1e-8)
 
 

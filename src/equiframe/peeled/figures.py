@@ -96,7 +96,14 @@ def angle_ratio(path: Path, curves: dict[str, Any], simplex: float, found: list[
             axes.plot(threshold, 0, "v", color=colour, markersize=9, clip_on=False, zorder=5)
         if vanishing <= last:
             axes.plot(vanishing, 0, "x", color=colour, markersize=9, markeredgewidth=2.2, clip_on=False, zorder=5)
-            axes.plot([], [], "x", color=colour, markeredgewidth=2.2, label=f"   its vectors are zero from R = {vanishing:.3g}")
+            axes.plot(
+                [],
+                [],
+                "x",
+                color=colour,
+                markeredgewidth=2.2,
+                label=f"   its vectors are zero from R = {vanishing:.3g}",
+            )
         dots = [r for r in found if r["constraint"] == name and math.isfinite(r.get("degrees_found", math.nan))]
         places = [r["ratio"] for r in dots], [r["degrees_found"] for r in dots]
         axes.plot(*places, "o", color=colour, markerfacecolor="white", markersize=6, zorder=6)
@@ -229,7 +236,11 @@ def features_gif(path: Path, *, loss: str = "dr", frames: int = 36, seed: int = 
     axes.set_axis_off()
     axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), zlim=(-0.8, 0.8), box_aspect=(1, 1, 1))
     u, v = torch.linspace(0, 2 * math.pi, 25), torch.linspace(0, math.pi, 13)
-    sphere = torch.outer(torch.cos(u), torch.sin(v)), torch.outer(torch.sin(u), torch.sin(v)), torch.ones(25, 1) * v.cos()
+    sphere = (
+        torch.outer(torch.cos(u), torch.sin(v)),
+        torch.outer(torch.sin(u), torch.sin(v)),
+        torch.ones(25, 1) * v.cos(),
+    )
     axes.plot_wireframe(*(x.numpy() for x in sphere), color="#dddddd", linewidth=0.5)
     clouds = []
     for k, colour in enumerate((BLUE, ORANGE, GREEN, RED)):

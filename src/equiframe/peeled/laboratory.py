@@ -97,7 +97,11 @@ def laboratory(
         if figures is not None:
             say("drawing")
             folder = Path(figures)
-            made = _problem_figures(model, found, folder, seed) if claim is None else _figures(model, verdict, folder, seed)
+            made = (
+                _problem_figures(model, found, folder, seed)
+                if claim is None
+                else _figures(model, verdict, folder, seed)
+            )
             result["figures"] = [str(path) for path in made]
     finally:
         torch.set_num_threads(threads)
@@ -116,7 +120,12 @@ def _step_problem(model: PeeledModel) -> StepProblem | None:
 
 def _told(model: PeeledModel, found: dict[str, Any], profile: str) -> dict[str, Any]:
     rows = [
-        {"classifier": name, "loss": model.loss, "constraint": model.constraint, "ratio": float(model.counts.max() / model.counts.min())}
+        {
+            "classifier": name,
+            "loss": model.loss,
+            "constraint": model.constraint,
+            "ratio": float(model.counts.max() / model.counts.min()),
+        }
         | {k: v for k, v in found[name].items() if k != "solution"}
         for name in ("learned", "frame")
     ]
