@@ -408,23 +408,46 @@ def test_angles_and_thresholds_over_a_grid(groups, constraint, size):
             assert torch.allclose(cosines, torch.full_like(cosines, expected), atol=1e-5)
 
 
-def test_a_heavy_penalty_ends_with_minor_class_vectors_of_zero():
-    problem = StepProblem(3, 4, "penalty", penalty=0.03)
+@pytest.mark.parametrize(
+    ("groups", "constraint", "size"),
+    [((3, 4), "penalty", 0.03), ((4, 2), "penalty", 0.05), ((2, 2), "penalty", 0.05), ((4, 2), "average", 1.5)],
+)
+def test_minor_class_vectors_vanish(groups, constraint, size):
+    """From `vanishing_threshold` on they are not only equal but zero, and the curve of the angle ends."""
+    sizes = {"penalty": size} if constraint == "penalty" else {"scale": size}
+    problem = StepProblem(*groups, constraint, **sizes)
     collapse, vanishing = collapse_threshold(problem), vanishing_threshold(problem)
     assert 1 < collapse < vanishing < 100
     for factor in (0.95, 1.05):
-        counts = class_counts(7, factor * vanishing, num_minor=4)
-        found = solve_joint(
-            PeeledModel(counts, 7, constraint="penalty", lambda_w=0.03, lambda_h=0.03), max_iterations=20_000
-        )
-        shortest = float(found.vectors[3:].norm(dim=1).max() / found.vectors.norm(dim=1).max())
-        assert (shortest < 1e-6) == (factor > 1)
+        k, s, mu = problem.num_classes, problem.scale, problem.penalty
+        counts = class_counts(k, factor * vanishing, num_minor=groups[1])
+        model = PeeledModel(counts, k, s, s, constraint=constraint, lambda_w=mu, lambda_h=mu)
+        found = solve_joint(model, max_iterations=10_000)
+        longest = float(found.vectors[groups[0] :].norm(dim=1).max() / found.vectors.norm(dim=1).max())
+        assert (longest < 1e-6) == (factor > 1)
+        assert longest > 0.05 or factor > 1
         assert math.isnan(minor_cosine(problem, factor * vanishing)) == (factor > 1)
-    assert vanishing_threshold(StepProblem(3, 4, "vector")) == math.inf
+        assert found.value == pytest.approx(optimal_value(problem, factor * vanishing), abs=1e-9)
     curve = angle_curve(problem, collapse, 3 * vanishing)
     assert curve["ratio"][-1] == vanishing  # nothing is drawn where there is no angle
     assert curve["degrees"][-2:] == [0.0, 0.0]
     assert curve["degrees"] == sorted(curve["degrees"], reverse=True)
+
+
+def test_vectors_never_vanish_under_large_or_single_budgets():
+    assert vanishing_threshold(StepProblem(5, 5, "average", 2.0)) == math.inf
+    assert vanishing_threshold(StepProblem(3, 4, "vector")) == math.inf
+
+
+def test_only_the_penalty_per_root_of_samples_matters():
+    """A unit of n_B samples and μ is a unit of one and μ√n_B: in the theory, and for the solver's optimum."""
+    one, many = (StepProblem(5, 5, "penalty", penalty=m, unit=u) for m, u in ((0.027, 1.0), (0.0027, 100.0)))
+    assert collapse_threshold(one) == pytest.approx(collapse_threshold(many))
+    assert vanishing_threshold(one) == pytest.approx(vanishing_threshold(many))
+    assert minor_cosine(one, 5.0) == pytest.approx(minor_cosine(many, 5.0), abs=1e-9)
+    counts = torch.tensor([500.0] * 5 + [100.0] * 5)
+    found = solve_joint(PeeledModel(counts, 10, constraint="penalty", lambda_w=0.027, lambda_h=0.00027))
+    assert found.value == pytest.approx(optimal_value(many, 5.0), abs=1e-9)
 
 
 def test_minority_collapse_in_the_limit_of_fang():

@@ -26,7 +26,7 @@ class StepProblem:
 
     Attributes:
         scale: s = √(E_W E_H), for ``vector`` and ``average``.
-        penalty: μ = √(λ_W λ_H), for ``penalty``, where ``unit`` matters too.
+        penalty: μ = √(λ_W λ_H), for ``penalty``; only μ√``unit`` matters.
     """
 
     num_major: int
@@ -48,6 +48,11 @@ class StepProblem:
     @property
     def num_classes(self) -> int:
         return self.num_major + self.num_minor
+
+    @property
+    def unit_penalty(self) -> float:
+        """μ√n_B: the penalty in units of one minor sample."""
+        return self.penalty * math.sqrt(self.unit)
 
     def proportions(self, ratio: float) -> tuple[float, float]:
         """n_A/N and n_B/N."""
@@ -133,10 +138,8 @@ def _major_probabilities(problem: StepProblem, own: Tensor, cross: Tensor) -> Te
 
 
 def _norm_weights(problem: StepProblem, ratio: float) -> tuple[float, float]:
-    """Weights of the two groups' columns in the nuclear norm: √n for ``penalty``, else 1."""
-    if problem.constraint == "penalty":
-        return math.sqrt(ratio * problem.unit), math.sqrt(problem.unit)
-    return 1.0, 1.0
+    """Weights of the two groups' columns in the nuclear norm: √(n/n_B) for ``penalty``, else 1."""
+    return (math.sqrt(ratio), 1.0) if problem.constraint == "penalty" else (1.0, 1.0)
 
 
 def _coefficients(problem: StepProblem, ratio: float, *, collapsed: bool) -> Tensor:
@@ -165,7 +168,7 @@ def _coefficients(problem: StepProblem, ratio: float, *, collapsed: bool) -> Ten
 
     def objective(x: Tensor) -> Tensor:
         value = problem.mean_loss(ratio, _coefficient_margins(problem, unpack(x)))
-        return value + problem.penalty * parts(x).sum() if problem.constraint == "penalty" else value
+        return value + problem.unit_penalty * parts(x).sum() if problem.constraint == "penalty" else value
 
     return unpack(_solve(objective, [math.sqrt(ka - 1), math.sqrt(kb - 1), 1.0, math.pi / 4]))
 
@@ -187,16 +190,16 @@ def _coefficient_margins(problem: StepProblem, z: Tensor) -> tuple[Tensor, Tenso
 def minor_cosine(problem: StepProblem, ratio: float) -> float:
     """Cosine between two minor class vectors at the optimum: −1/(K−1) at R = 1, and 1 once they have collapsed.
 
-    NaN where the minor class vectors are zero (``penalty``, from `vanishing_threshold` on).
+    NaN where the minor class vectors are zero (from `vanishing_threshold` on).
     """
     ka, kb = problem.num_major, problem.num_minor
     if problem.constraint == "vector":
         phi = float(_vector_angles(problem, ratio, collapsed=False)[2])
         return math.sin(phi) ** 2 - math.cos(phi) ** 2 / (kb - 1)
-    # Under a penalty both thresholds are known exactly: beyond them numbers are 0, not small.
-    beyond = problem.constraint == "penalty" and ratio >= collapse_threshold(problem)
-    if beyond and _contrast_excess(problem, ratio) >= 0:
+    if _contrast_excess(problem, ratio) >= 0 and _simplex_excess(problem, ratio) >= 0:
         return math.nan
+    # Under a penalty the threshold is known exactly: beyond it α_B is 0, not a small number.
+    beyond = problem.constraint == "penalty" and ratio >= collapse_threshold(problem)
     z = _coefficients(problem, ratio, collapsed=beyond).tolist()
     weight_a, weight_b = _norm_weights(problem, ratio)
     own = z[1] * weight_b
@@ -215,7 +218,7 @@ def optimal_value(problem: StepProblem, ratio: float) -> float:
     if problem.constraint == "penalty":
         a, b = _norm_weights(problem, ratio)
         norm = float(z[0]) * a * (problem.num_major - 1) + float(z[1]) * b * (problem.num_minor - 1)
-        value += problem.penalty * (norm + math.hypot(float(z[2]) * a, float(z[3]) * b))
+        value += problem.unit_penalty * (norm + math.hypot(float(z[2]) * a, float(z[3]) * b))
     return value
 
 
@@ -228,7 +231,7 @@ def collapse_threshold(problem: StepProblem, *, highest: float = 1e12) -> float:
     - ``vector``: the root of :math:`x_B y_B = (n_B/N)^2`, x and y the multipliers of ‖h_B‖² and ‖w_B‖² there.
     """
     if problem.constraint == "penalty":
-        return max(1.0, (1 / (problem.penalty * math.sqrt(problem.unit)) - problem.num_minor) / problem.num_major)
+        return max(1.0, (1 / problem.unit_penalty - problem.num_minor) / problem.num_major)
 
     def excess(log_ratio: float) -> float:
         if problem.constraint == "vector":
@@ -242,36 +245,53 @@ def collapse_threshold(problem: StepProblem, *, highest: float = 1e12) -> float:
 
 
 def vanishing_threshold(problem: StepProblem, *, highest: float = 1e12) -> float:
-    r"""The ratio from which on the minor class vectors are not only equal but zero (``penalty``); else ``inf``.
+    r"""The ratio from which on the minor class vectors are not only equal but zero; ``inf`` for ``vector``.
 
-    The root of :math:`\mu^2 = \frac{n_B}{N^2}\frac{K_A}{K} + \frac{n_A}{N^2}\,r^2 K K_B`, r the probability that a major
-    sample gives to one minor class when Z is the simplex of the major classes alone.
+    Z is then the simplex of the major classes alone, α_A P_A, and the groups' contrast stays zero as long as
+
+    .. math:: \lambda^2 \ge \frac{n_B^2}{N^2}\frac{K_A}{K} + \frac{n_A^2}{N^2}\,r^2 K K_B \quad (\texttt{average}), \qquad
+              \mu^2 \ge \frac{n_B}{N^2}\frac{K_A}{K} + \frac{n_A}{N^2}\,r^2 K K_B \quad (\texttt{penalty}),
+
+    r the probability that a major sample gives to one minor class, λ the multiplier of the budget.
     """
-    if problem.constraint != "penalty":
+    if problem.constraint == "vector":
         return math.inf
-    low = math.log(collapse_threshold(problem))
-    return _first_root(lambda x: _contrast_excess(problem, math.exp(x)), highest, low=low)
+    low = math.log(collapse_threshold(problem, highest=highest))
+    return _first_root(lambda x: _contrast_excess(problem, math.exp(x)), highest, low=low) if low < math.inf else math.inf
+
+
+def _major_simplex(problem: StepProblem, ratio: float) -> tuple[float, float]:
+    """(multiplier of the norm, r) where Z = α_A P_A; the multiplier is μ√n_B for ``penalty``."""
+    ka, kb = problem.num_major, problem.num_minor
+    share = problem.proportions(ratio)[0] / _norm_weights(problem, ratio)[0]
+
+    def multiplier(alpha: float) -> tuple[float, float]:
+        other, minor = math.exp(-alpha), math.exp(-alpha * (1 - 1 / ka))
+        odds = 1 + (ka - 1) * other + kb * minor
+        return share * (ka * other + kb * minor) / odds, minor / odds  # 1 − p_own + p_other, without cancellation
+
+    if problem.constraint == "average":
+        return multiplier(problem.num_classes * problem.scale / (ka - 1))
+    low, high = 0.0, 700.0
+    for _ in range(80):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if multiplier(middle)[0] > problem.unit_penalty else (low, middle)
+    return problem.unit_penalty, multiplier(high)[1]
 
 
 def _contrast_excess(problem: StepProblem, ratio: float) -> float:
-    """log of μ² over what the groups' contrast would gain where it is zero: it stays zero iff this is ≥ 0."""
+    """log of the multiplier over what the contrast of the groups would gain where it is zero: it stays zero iff ≥ 0."""
     ka, kb, k = problem.num_major, problem.num_minor, problem.num_classes
-    total = (ka * ratio + kb) * problem.unit
-    n_a, n_b = ratio * problem.unit, problem.unit
+    (share_a, share_b), (weight_a, weight_b) = problem.proportions(ratio), _norm_weights(problem, ratio)
+    multiplier, minor = _major_simplex(problem, ratio)
+    gain = (share_b / weight_b) ** 2 * ka / k + (share_a / weight_a * minor) ** 2 * k * kb
+    return math.log(multiplier) - 0.5 * math.log(gain)
 
-    def probabilities(alpha: float) -> tuple[float, float, float]:
-        own, other, minor = 1.0, math.exp(-alpha), math.exp(-alpha * (1 - 1 / ka))
-        odds = own + (ka - 1) * other + kb * minor
-        return own / odds, other / odds, minor / odds
 
-    low, high = 0.0, 800.0  # the simplex of the major classes: √n_A/N·(1 − p_own + p_other) = μ, falling in α
-    for _ in range(80):
-        middle = 0.5 * (low + high)
-        own, other, _ = probabilities(middle)
-        low, high = (middle, high) if math.sqrt(n_a) / total * (1 - own + other) > problem.penalty else (low, middle)
-    minor = probabilities(0.5 * (low + high))[2]
-    gain = (n_b * ka / k + n_a * minor**2 * k * kb) / total**2
-    return 2 * math.log(problem.penalty) - math.log(gain)
+def _simplex_excess(problem: StepProblem, ratio: float) -> float:
+    """The same for the differences between minor classes, which gain n_B/N."""
+    share, weight = problem.proportions(ratio)[1], _norm_weights(problem, ratio)[1]
+    return math.log(_major_simplex(problem, ratio)[0]) - math.log(share / weight)
 
 
 def _first_root(excess: Callable[[float], float], highest: float, *, low: float = 0.0) -> float:

@@ -58,9 +58,9 @@ def cosines(path: Path, panels: dict[str, Tensor], title: str, *, num_major: int
     """Cosine matrices of several sets of rows ``(K, D)`` side by side; a line parts major from minor classes."""
     figure = _figure(3.5 * len(panels) + 0.9, 3.9)
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (title, rows) in zip(grid, panels.items(), strict=True):
+    for axes, (name, rows) in zip(grid, panels.items(), strict=True):
         image = axes.imshow(cosine_matrix(rows).numpy(), cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
-        axes.set_title(title, fontsize=11)
+        axes.set_title(name, fontsize=11)
         axes.set_xlabel("class")
         size = len(rows)
         ticks = range(size) if size <= 12 else None
@@ -139,6 +139,7 @@ def push_pull(path: Path, tracks: dict[str, dict[str, list[float]]], ratio: floa
         axes.set_title(title, fontsize=11)
         _plain(axes)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    figure.get_layout_engine().set(wspace=0.06)
     figure.suptitle(f"Cross-entropy's gradient, K = {num_classes}, R = {ratio:g}", fontsize=12)
     return _save(figure, path)
 
@@ -187,9 +188,12 @@ def race_map(path: Path, maps: dict[bool, Tensor], scales: Tensor, targets: Tens
         axes.minorticks_off()
         axes.set_xlabel(r"$s = \sqrt{E_W E_H}$")
         axes.set_title(titles[own], fontsize=11)
+        axes.text(0.6, 2.5e-4, "cross-entropy first", color="white", fontsize=10)
+        axes.text(25, 5e-3, "dot regression first", color="white", fontsize=10, rotation=90, ha="center")
     panels[0].set_ylabel("target angle (rad)")
     figure.colorbar(image, ax=list(panels), label="log₁₀ (time of CE / time of DR)")
-    figure.suptitle(f"Blue: dot regression is ahead. Red: cross-entropy (K = {num_classes})", fontsize=12)
+    figure.suptitle(f"Which loss reaches the angle first, from a wrong vertex (K = {num_classes})", fontsize=12)
+    figure.get_layout_engine().set(wspace=0.06)
     return _save(figure, path)
 
 

@@ -249,7 +249,7 @@ def minimise(
     """L-BFGS on a flat float64 vector; ``function`` returns value and gradient.
 
     Armijo search with a slack of a few roundings, so that it keeps going on gradients alone once the value no longer
-    changes. Stops when ‖g‖ ≤ tolerance·max(1, ‖x‖), or when ‖g‖ has not fallen for ``patience`` iterations.
+    changes. Stops when ‖g‖ ≤ tolerance·max(1, ‖x‖), or when neither value nor ‖g‖ has fallen for ``patience`` iterations.
     """
     x = start.clone()
     value, g = function(x)
@@ -282,9 +282,10 @@ def minimise(
         s, y = new - x, new_g - g
         if s @ y > 1e-12 * s.norm() * y.norm():
             pairs = [*pairs[-(memory - 1) :], (s, y, 1 / (s @ y))]
+        fell = float(new_value) < float(value) - 1e-12 * abs(float(value)) or float(new_g.norm()) < 0.99 * best
         x, value, g = new, new_value, new_g
         iteration += 1
-        stalled = 0 if float(g.norm()) < 0.99 * best else stalled + 1
+        stalled = 0 if fell else stalled + 1
         best = min(best, float(g.norm()))
     return x, iteration
 
