@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
@@ -20,6 +21,7 @@ from equiframe.peeled import (
     PeeledModel,
     StepProblem,
     claim_c1,
+    claims,
     class_counts,
     class_norms,
     collapse_threshold,
@@ -351,14 +353,14 @@ def test_squared_error_agrees_with_dang_s_formulas_for_one_linear_layer(lambdas)
 
 def test_features_of_a_relu_have_dang_s_optimum():
     """Orthogonal class means, centred class vectors, and each class gone on its own at n_k = N²λ_Wλ_H K/(K−1)."""
-    for smallest_alive, mu in ((9, 2.0 / 74), (1, 0.85 / 74), (4, 0.95 / 74)):
+    for smallest_alive, mu in ((9, 2.0 / 74), (4, 1.2 / 74)):
         model = PeeledModel(COUNTS, 12, constraint="penalty", lambda_w=mu / 2, lambda_h=2 * mu, nonnegative=True)
         best = relu_optimum(COUNTS, mu / 2, 2 * mu)
         alive = COUNTS.sqrt() > 74 * mu * math.sqrt(5 / 4)
         assert int(COUNTS[alive].min()) == smallest_alive
         assert torch.equal(best.feature_gram.diagonal() > 0, alive)
-        # Unlike without the ReLU there are local minima: two classes on one axis. The best of five starts.
-        found = min((solve_joint(model, seed=seed) for seed in range(5)), key=lambda solution: solution.value)
+        # Unlike without the ReLU there are local minima: two classes on one axis. The best of three starts.
+        found = min((solve_joint(model, seed=seed) for seed in range(3)), key=lambda solution: solution.value)
         assert found.value == pytest.approx(best.value, abs=1e-10)
         assert found.gap < 1e-7
         assert distance(found, best) < 1e-6
@@ -410,7 +412,7 @@ def test_angles_and_thresholds_over_a_grid(groups, constraint, size):
 
 @pytest.mark.parametrize(
     ("groups", "constraint", "size"),
-    [((3, 4), "penalty", 0.03), ((4, 2), "penalty", 0.05), ((2, 2), "penalty", 0.05), ((4, 2), "average", 1.5)],
+    [((4, 2), "penalty", 0.05), ((2, 2), "penalty", 0.05), ((4, 2), "average", 1.5)],
 )
 def test_minor_class_vectors_vanish(groups, constraint, size):
     """From `vanishing_threshold` on they are not only equal but zero, and the curve of the angle ends."""
@@ -448,6 +450,16 @@ def test_only_the_penalty_per_root_of_samples_matters():
     counts = torch.tensor([500.0] * 5 + [100.0] * 5)
     found = solve_joint(PeeledModel(counts, 10, constraint="penalty", lambda_w=0.027, lambda_h=0.00027))
     assert found.value == pytest.approx(optimal_value(many, 5.0), abs=1e-9)
+
+
+@pytest.mark.parametrize("constraint", ["vector", "average", "penalty"])
+def test_the_reduced_problem_is_well_scaled_for_many_classes(constraint):
+    problem = StepProblem(30, 30, constraint, scale=3.0, penalty=1 / 600)
+    found = solve_joint(
+        PeeledModel(class_counts(60, 5), 60, 3, 3, constraint=constraint, lambda_w=1 / 600, lambda_h=1 / 600)
+    )
+    assert found.gap < 1e-7
+    assert optimal_value(problem, 5.0) == pytest.approx(found.value, abs=1e-8)
 
 
 def test_minority_collapse_in_the_limit_of_fang():
@@ -493,8 +505,10 @@ def test_the_verb_prints_json_on_stdout_and_progress_on_stderr(capsys):
     assert "no simplex frame exists" in json.loads(out)["notes"][1]
 
 
-def test_the_verb_judges_a_claim_and_draws(tmp_path, capsys):
+def test_the_verb_judges_a_claim_and_draws(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
+    short = functools.partial(claims.claim_c3, scales=(1.0, 8.0), iterations=500)
+    monkeypatch.setattr(claims, "claim_c3", short)
     assert main(["peeled", "--classes", "6", "--dim", "6", "--claim", "c3", "--figures", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "verdict: holds only when s >" in out
@@ -507,6 +521,7 @@ def test_the_laboratory_draws_a_problem(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     from equiframe.peeled import figures
 
+    monkeypatch.setattr(figures, "FORMATS", ("png",))
     monkeypatch.setattr(figures, "features_gif", lambda path, *, loss: path)  # its own test is below
     result = laboratory(num_classes=4, dim=3, ratio=5, figures=tmp_path)
     names = [path.rsplit("/", 1)[1] for path in result["figures"]]

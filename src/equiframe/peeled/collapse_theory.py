@@ -147,8 +147,14 @@ def _coefficients(problem: StepProblem, ratio: float, *, collapsed: bool) -> Ten
     ka, kb = problem.num_major, problem.num_minor
     weight_a, weight_b = _norm_weights(problem, ratio)
 
+    # What each share of the norm must be for a margin of 1, so that all unknowns are of order 1 for every K and R.
+    unit = torch.tensor(
+        [(ka - 1) * weight_a, 0.0 if collapsed else (kb - 1) * weight_b, ka * math.sqrt(kb / (ka + kb)) * weight_a],
+        dtype=torch.float64,
+    )
+
     def parts(x: Tensor) -> Tensor:  # shares of the nuclear norm: simplex of A, simplex of B, the groups' contrast
-        squares = torch.stack([x[0] ** 2, x[1] ** 2 * (0 if collapsed else 1), x[2] ** 2])
+        squares = unit * x[:3] ** 2
         return (
             squares
             if problem.constraint == "penalty"
@@ -170,7 +176,7 @@ def _coefficients(problem: StepProblem, ratio: float, *, collapsed: bool) -> Ten
         value = problem.mean_loss(ratio, _coefficient_margins(problem, unpack(x)))
         return value + problem.unit_penalty * parts(x).sum() if problem.constraint == "penalty" else value
 
-    return unpack(_solve(objective, [math.sqrt(ka - 1), math.sqrt(kb - 1), 1.0, math.pi / 4]))
+    return unpack(_solve(objective, [1.0, 1.0, 1.0, math.pi / 4]))
 
 
 def _coefficient_margins(problem: StepProblem, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -257,7 +263,9 @@ def vanishing_threshold(problem: StepProblem, *, highest: float = 1e12) -> float
     if problem.constraint == "vector":
         return math.inf
     low = math.log(collapse_threshold(problem, highest=highest))
-    return _first_root(lambda x: _contrast_excess(problem, math.exp(x)), highest, low=low) if low < math.inf else math.inf
+    return (
+        _first_root(lambda x: _contrast_excess(problem, math.exp(x)), highest, low=low) if low < math.inf else math.inf
+    )
 
 
 def _major_simplex(problem: StepProblem, ratio: float) -> tuple[float, float]:

@@ -24,6 +24,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, SKY, GREY = (
     "#56B4E9",
     "#666666",
 )
+FORMATS = ("svg", "pdf", "png")
 LOSS_COLOURS = {"ce": RED, "dr": BLUE, "angular": GREEN, "cosine": PURPLE}
 LOSS_NAMES = {"ce": "cross-entropy", "dr": "dot regression", "angular": "angular regression", "cosine": "1 − cos θ"}
 
@@ -44,11 +45,11 @@ def _plain(axes: Any) -> None:
 
 
 def _save(figure: Any, path: Path) -> Path:
-    """As PNG, SVG and PDF beside each other; returns the PNG."""
+    """In each of `FORMATS`, beside each other; returns the PNG, the last."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()  # lays out, once for all
     figure.set_layout_engine("none")
-    for ending in ("svg", "pdf", "png"):
+    for ending in FORMATS:
         path = path.with_suffix(f".{ending}")
         figure.savefig(path, dpi=130)
     return path
