@@ -50,7 +50,7 @@ def merged(problem: StepProblem, ratio: float) -> tuple[bool, float]:
 
 def measured_threshold(problem: StepProblem, theory: float) -> tuple[float, float, float]:
     """A bracket around the measured threshold, and the largest gap of the solutions it rests on."""
-    low, high, worst = max(1.0, theory / 3), 3 * theory, 0.0
+    low, high, worst = max(1.0, theory / 3), 4 * theory, 0.0  # R* is no midpoint
     for step in range(args.steps + 2):
         middle = (low, high)[step] if step < 2 else math.sqrt(low * high)
         together, gap = merged(problem, middle)
