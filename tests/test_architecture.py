@@ -26,7 +26,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"losses", "verdicts", "openset"},
     {"method", "incremental"},
     {"modelcard"},
-    {"data", "model", "runs", "variants"},
+    {"data", "model", "runs", "variants", "integrate"},
     {"evaluate", "numerics", "publish"},
     {"tracking", "deployed"},
     {"measure", "second_stage"},
@@ -108,9 +108,9 @@ def test_the_check_can_fail():
 def test_importing_is_light():
     """Against importing torch alone: at most 0.3 s more of processor time (best of 3), and no heavy module."""
     code = (
-        "import sys, time, torch; t = time.process_time(); import equiframe; equiframe.FrameHead; equiframe.DotRegression;"
+        "import sys, time, torch; t = time.process_time(); import equiframe; equiframe.FrameHead; equiframe.DotRegression; equiframe.attach;"
         "equiframe.long_tail_indices; print(time.process_time() - t);"
-        "print([m for m in ('timm', 'torchvision', 'matplotlib', 'sklearn', 'torchmetrics', 'PIL') if m in sys.modules])"
+        "print([m for m in ('timm', 'torchvision', 'matplotlib', 'sklearn', 'torchmetrics', 'PIL', 'transformers') if m in sys.modules])"
     )
     outputs = [
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")

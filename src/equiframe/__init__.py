@@ -57,6 +57,7 @@ _WHERE = {
         "vector_scaling",
     ),
     "model": ("Classifier",),
+    "integrate": ("Attached", "attach", "detach", "fold"),
     "incremental": ("fit_session", "incremental_measures", "mean_features"),
     "openset": ("auroc", "open_set_scores"),
     "transport": ("transport_cost",),
@@ -98,6 +99,10 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from equiframe.incremental import fit_session as fit_session
     from equiframe.incremental import incremental_measures as incremental_measures
     from equiframe.incremental import mean_features as mean_features
+    from equiframe.integrate import Attached as Attached
+    from equiframe.integrate import attach as attach
+    from equiframe.integrate import detach as detach
+    from equiframe.integrate import fold as fold
     from equiframe.losses import LDAM as LDAM
     from equiframe.losses import AngularRegression as AngularRegression
     from equiframe.losses import BalancedSoftmax as BalancedSoftmax

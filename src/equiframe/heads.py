@@ -47,6 +47,39 @@ class HeadOutput:
                 self._logits = self.head.logits(self.features)
         return self._logits
 
+    def products(self) -> Tensor:
+        """Inner products w_kᵀh with all class vectors of a frame head, ``(B, K)``."""
+        return self.head.products(self.features)
+
+    def target_products(self, targets: Tensor) -> Tensor:
+        """Inner products w_cᵀh with each sample's own class vector, ``(B,)``; nothing of size B×K is formed."""
+        return (self.features * self.head.vectors(targets)).sum(1)
+
+
+class LogitsOutput(HeadOutput):
+    """A `HeadOutput` of which only the logits are left, as when another library has handed them on.
+
+    Losses of logits, and of inner products (dot regression), need no more; ``features`` and ``raw`` raise `InputError`.
+    """
+
+    def __init__(self, head: Head, logits: Tensor) -> None:
+        self.head, self._logits = head, logits
+
+    def _gone(self) -> Tensor:
+        raise InputError("this loss needs the features, and only logits arrived: call model(inputs, labels=targets)")
+
+    features = raw = property(_gone)
+
+    @property
+    def logits(self) -> Tensor:
+        return self._logits
+
+    def products(self) -> Tensor:
+        return self._logits / self.head.logit_scale
+
+    def target_products(self, targets: Tensor) -> Tensor:
+        return self._logits.gather(1, targets[:, None])[:, 0] / self.head.logit_scale
+
 
 class Head(nn.Module):
     """``forward(features (B, D)) -> HeadOutput``. A subclass says how features are normalised and logits made.

@@ -443,11 +443,11 @@ class DotRegression(Loss):
 
     def per_target(self, output: HeadOutput, targets: Tensor) -> Tensor:
         head = _frame_head(output, self)
-        return self._loss((output.features * head.vectors(targets)).sum(1), output, head)
+        return self._loss(output.target_products(targets), output, head)
 
     def per_class(self, output: HeadOutput) -> Tensor:
         head = _frame_head(output, self)
-        return self._loss(head.products(output.features).T, output, head).T
+        return self._loss(output.products().T, output, head).T
 
 
 class ReleasedDotRegression(DotRegression):
