@@ -27,7 +27,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"method", "incremental"},
     {"modelcard"},
     {"data", "model", "runs", "variants", "integrate"},
-    {"evaluate", "numerics", "publish"},
+    {"evaluate", "numerics", "trainers", "publish"},
     {"tracking", "deployed"},
     {"measure", "second_stage"},
     {"train", "predict", "export"},

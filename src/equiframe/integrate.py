@@ -50,7 +50,7 @@ class Attached:
 
     @property
     def head(self) -> Head:
-        return _attached(self.model).head
+        return self.loss.head
 
     def __iter__(self) -> Iterator[object]:
         return iter((self.model, self.loss, self.parameters))
@@ -128,7 +128,9 @@ def attach(
         raise InputError(f"one label for a sample: the model's config says problem_type={problem!r}")
     place = place or find_classifier(model, example)
     if not place:
-        raise InputError("this model is a single layer, its own classifier: attach to nn.Sequential(…) with layers before it")
+        raise InputError(
+            "this model is a single layer, its own classifier: attach to nn.Sequential(…) with layers before it"
+        )
     original = _get(model, place)
     head = build_head(chosen, _width(model, original, place), num_classes, seed=seed)
     like = _like(model, original)
@@ -224,7 +226,9 @@ def _set_classes(model: nn.Module, num_classes: int) -> list[tuple[str, str, obj
     before: list[tuple[str, str, object]] = []
     config = getattr(model, "config", None)
     if hasattr(config, "num_labels"):
-        before += [("config", name, getattr(config, name)) for name in ("id2label", "label2id") if hasattr(config, name)]
+        before += [
+            ("config", name, getattr(config, name)) for name in ("id2label", "label2id") if hasattr(config, name)
+        ]
         config.num_labels = num_classes
     for name in ("num_classes", "num_labels"):
         if isinstance(getattr(model, name, None), int):
@@ -249,7 +253,11 @@ class AttachedLoss(nn.Module):
     def __init__(self, loss: Loss, head: Head) -> None:
         super().__init__()
         self.loss = loss
-        self._head = (head,)  # in a tuple: the head belongs to the model
+        self._beside = (head,)  # in a tuple: the head belongs to the model
+
+    @property
+    def head(self) -> Head:
+        return self._beside[0]
 
     def at(self, done: float) -> None:
         """Say that a share ``done`` in [0, 1] of the run is done (for ``reweight_from``)."""
@@ -267,10 +275,11 @@ class AttachedLoss(nn.Module):
 
     def _found(self, logits: Tensor) -> HeadOutput:
         if torch.compiler.is_compiling() or logits not in _KEPT:
-            return LogitsOutput(self._head[0], logits)
+            return LogitsOutput(self.head, logits)
         head, features, raw = _KEPT[logits]
         output = HeadOutput(head, features, raw)
-        output._logits = logits
+        if not (head.observes and head.training):  # such a head's frame will have moved, and its logits with it
+            output._logits = logits
         return output
 
 
@@ -402,7 +411,9 @@ def _by_get_classifier(model: nn.Module) -> str:
     """timm: a layer, a block that ends in one, or the ``nn.Identity`` of a model made with ``num_classes=0``."""
     found = model.get_classifier()
     name = next((name for name, module in model.named_modules() if module is found), None)
-    named = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")  # by timm's convention a tuple where several
+    named = (getattr(model, "pretrained_cfg", None) or {}).get(
+        "classifier"
+    )  # by timm's convention a tuple where several
     if name is None or isinstance(named, tuple) or isinstance(found, nn.ModuleList):
         raise InputError(
             f"{type(model).__name__} combines several classifiers; attach needs one: name it by place=, if the others go unused"
