@@ -89,8 +89,8 @@ def ours_steps(data, card, recipe, numerics):
     model.train()
     epoch = 0
     while True:
-        for batch in loader.epoch(epoch):
-            float(trainer.train_step(*batch, 0.1))
+        for parts in loader.parts(epoch):
+            float(trainer.train_step(parts, 0.1))
             yield
         epoch += 1
 

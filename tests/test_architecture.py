@@ -8,7 +8,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "equiframe"
 FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"errors"},
-    {"files"},
+    {"files", "parallel"},
     {"frames", "angular", "transport"},
     {
         "heads",

@@ -44,7 +44,8 @@ def collect(
     decisions: bool = False,
     keep_features: bool = False,
 ) -> Outputs:
-    """Run a model in evaluation mode over all images, in order.
+    """Run a model in evaluation mode over all images, in order. Processes that share the loader's images share the work; all of
+    them get all outputs, and their statistics, which must be fresh, are merged.
 
     Args:
         autocast: makes the context in which the backbone runs (mixed precision).
@@ -54,19 +55,28 @@ def collect(
     """
     was_training = model.training
     model.eval()
-    logits, labels, kept = [], [], []
-    for images, targets in loader.ordered(batch_size):
-        with autocast():
-            features = model.backbone(images)
-        output = model.head(features)
-        if statistics is not None:
-            statistics.update(output.features.float(), targets, output.logits.argmax(1) if decisions else None)
-        logits.append(output.logits.float().cpu())
-        labels.append(targets.cpu())
-        if keep_features:
-            kept.append(output.features.float().cpu())
+    logits, labels = [torch.empty(0, model.head.num_classes)], [torch.empty(0, dtype=torch.long)]
+    kept = [torch.empty(0, model.head.dim)]
+
+    def look() -> None:
+        for images, targets in loader.ordered(batch_size):
+            with autocast():
+                features = model.backbone(images)
+            output = model.head(features)
+            if statistics is not None:
+                statistics.update(output.features.float(), targets, output.logits.argmax(1) if decisions else None)
+            logits.append(output.logits.float().cpu())
+            labels.append(targets.cpu())
+            if keep_features:
+                kept.append(output.features.float().cpu())
+
+    world = loader.world
+    world.each(look)
     model.train(was_training)
-    return Outputs(torch.cat(logits), torch.cat(labels), torch.cat(kept) if kept else None)
+    if statistics is not None:
+        statistics.unite(world)
+    all_logits, all_labels = world.rows(torch.cat(logits)), world.rows(torch.cat(labels))
+    return Outputs(all_logits, all_labels, world.rows(torch.cat(kept)) if keep_features else None)
 
 
 def class_recall(predictions: Tensor, labels: Tensor, num_classes: int) -> np.ndarray:

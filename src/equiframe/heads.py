@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from equiframe.errors import InputError, unknown
 from equiframe.frames import Frame, OrderedFrame, make_frame, nearest_simplex
+from equiframe.parallel import ALONE, World
 
 NORMS = ("none", "batch")
 LENGTHS = ("unit", "free")
@@ -88,11 +89,13 @@ class Head(nn.Module):
         observes: whether the head wants to see the training batches (`observe`).
         cosine_scale: the logit of cosine 1, where the head's logits are cosines times a constant; else None.
         aligner: a frame head beside this one, whose frame the loss's ``alignment`` moves the features to; or None.
+        world: the processes that train the head together; only what looks at a batch as a whole asks it.
     """
 
     num_classes: int
     dim: int
     observes = False
+    world: World = ALONE
 
     def __init__(self) -> None:
         super().__init__()
@@ -377,8 +380,8 @@ class NearestFrameHead(FrameHead):
     def observe(self, features: Tensor, shares: Tensor) -> None:
         with _own_dtype(features):
             shares = shares.to(features.dtype)
-            counts = shares.sum(0)[:, None]
-            means = shares.T @ features / counts.clamp_min(1e-8)
+            counts = self.world.add_(shares.sum(0)[:, None])
+            means = self.world.add_(shares.T @ features) / counts.clamp_min(1e-8)
             moved = torch.where(counts > 1e-8, torch.lerp(self.class_means, means, self.frame_rate), self.class_means)
             if not moved.isfinite().all():  # the run has diverged, and its loss will say so
                 return

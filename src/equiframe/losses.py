@@ -180,6 +180,14 @@ def target_shares(targets: Targets, num_classes: int) -> Tensor:
     return F.one_hot(targets, num_classes).to(torch.get_default_dtype())
 
 
+def rows_of(targets: Targets, rows: Tensor) -> Targets:
+    """The targets of some samples of a batch."""
+    if not isinstance(targets, MixedTargets):
+        return targets[rows]
+    first, second, share = targets
+    return MixedTargets(first[rows], second[rows], share[rows] if isinstance(share, Tensor) and share.ndim else share)
+
+
 def batch_balanced_weights(targets: Targets, num_classes: int) -> Tensor:
     """Weights B/(C·n_k) of the classes in a batch, ``(K,)``; 0 for absent classes, which nothing meets."""
     counts = target_counts(targets, num_classes)
@@ -207,6 +215,11 @@ def effective_number_weights(class_counts: Tensor, *, beta: float = 0.9999) -> T
 
 class Loss(nn.Module):
     """``loss(output, targets) -> scalar``: the weighted mean over the batch.
+
+    Where a batch is one part of a step (of one process of several, or of gradient accumulation), ``together`` gives the targets of
+    the whole step: weights that depend on the batch are then the step's. The mean of the parts' losses, each weighted by
+    its share of the samples, is the loss of the step. What depends on the features of a batch (``alignment``, a head that
+    observes) is over all processes (``head.world``) and over one part at a time.
 
     A subclass gives the loss of hard targets, ``per_target(output, targets (B,)) -> (B,)``, and may give that of all
     classes, ``per_class(output) -> (B, K)``, in less time; only dense soft targets need it.
@@ -270,7 +283,7 @@ class Loss(nn.Module):
         classes = torch.arange(output.head.num_classes, device=output.features.device)
         return torch.stack([self.per_target(output, k.expand(len(output.features))) for k in classes], dim=1)
 
-    def forward(self, output: HeadOutput, targets: Targets) -> Tensor:
+    def forward(self, output: HeadOutput, targets: Targets, together: Targets | None = None) -> Tensor:
         if not isinstance(output, HeadOutput):
             raise InputError(f"{type(self).__name__} takes what a head returns: loss(head(features), targets)")
         head = output.head
@@ -280,7 +293,8 @@ class Loss(nn.Module):
             )
         if head.observes and head.training:
             head.observe(output.features, target_shares(targets, head.num_classes))
-        weights = self._class_weights(targets, head.num_classes) if self.reweights else None
+        of_step = targets if together is None else together
+        weights = self._class_weights(of_step, head.num_classes) if self.reweights else None
         if isinstance(targets, MixedTargets):
             first, second, share = targets
             losses = share * self._hard(output, first, weights) + (1 - share) * self._hard(output, second, weights)
@@ -316,7 +330,7 @@ def _transport(output: HeadOutput) -> Tensor:
     if head is None:
         raise InputError("alignment needs a frame: take a frame head, or set head.aligner to one")
     features = output.features if head is output.head else head(output.raw).features
-    return transport_cost(features, head.class_vectors())
+    return transport_cost(output.head.world.batch(features), head.class_vectors())
 
 
 class CrossEntropy(Loss):

@@ -26,6 +26,7 @@ from equiframe.errors import InputError
 from equiframe.heads import LinearHead
 from equiframe.losses import cross_entropy
 from equiframe.model import Classifier
+from equiframe.parallel import ALONE, World
 from equiframe.runs import atomic_write, environment
 
 # seconds of eager training: compiling saves about a sixth of them and takes minutes on a small CPU (docs/performance.md)
@@ -62,7 +63,7 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 @dataclass(frozen=True)
 class Numerics:
-    """How a model computes on this machine."""
+    """How a model computes on this machine, and with which other processes."""
 
     device: torch.device
     precision: str  # "float32" | "bfloat16" | "float16"
@@ -70,6 +71,7 @@ class Numerics:
     trial: dict[str, float]  # images per second of each candidate that was tried
     compile: bool = False  # whether training compiles the backbone
     note: str = field(default="", compare=False)  # how the choice came about, for a person
+    world: World = field(default=ALONE, compare=False)
 
     def __str__(self) -> str:
         return f"{self.precision} {self.memory_format}{' compiled' if self.compile else ''}"
@@ -125,6 +127,7 @@ def choose_numerics(
     memory_format: str,
     compile: str = "off",
     steps: int = 0,
+    world: World = ALONE,
 ) -> Numerics:
     """Settle ``auto`` fields: time training steps of the model itself in each candidate and keep the fastest.
 
@@ -136,11 +139,37 @@ def choose_numerics(
         compile: ``on``, ``off``, or ``auto``: the fastest candidate is tried compiled, too, if the run is long enough.
         steps: training steps of the whole run, by which ``auto`` judges whether compiling earns its time back: it is
             tried where these steps would take more than `COMPILING_PAYS_AFTER` seconds without.
+        world: the processes that share each batch: the first makes the trial, with its share of the batch, for all.
 
     Raises:
         InputError: if the device cannot be used, or ``compile`` is ``on`` and nothing can be compiled here.
     """
-    where = choose_device(device)
+    where = world.each(lambda: _device_of(world, device))
+    batch = max(1, batch_size // world.size)
+    found = world.first(lambda: _choose(model, image_size, batch, where, precision, memory_format, compile, steps))
+    return replace(found, device=where, world=world)
+
+
+def _device_of(world: World, name: str) -> torch.device:
+    device = choose_device(name)
+    if world.size > 1 and (device.index is not None or device.type not in ("cpu", "cuda")):
+        raise InputError(
+            f"device {name!r} cannot be shared by {world.size} processes; --device cuda gives each its own GPU"
+        )
+    return device
+
+
+def _choose(
+    model: Classifier,
+    image_size: int,
+    batch_size: int,
+    where: torch.device,
+    precision: str,
+    memory_format: str,
+    compile: str,
+    steps: int,
+) -> Numerics:
+    """`choose_numerics` of one process."""
     precisions = [precision] if precision != "auto" else ["float32", *(["bfloat16"] if fast_bfloat16(where) else [])]
     formats = [memory_format] if memory_format != "auto" else list(_FORMATS)
     candidates = [Numerics(where, p, f, {}) for p in precisions for f in formats]

@@ -94,7 +94,9 @@ class Recipe:
     pretrained: bool = _option(False, "timm's pretrained weights")
     # optimisation
     epochs: int = _option(30, "passes over the training images")
-    batch_size: int = _option(128, "images a step")
+    batch_size: int = _option(128, "images of a forward pass, of all processes together")
+    accumulate: int = _option(1, "forward passes a step: a step is this times --batch-size images")
+    sync_batch_norm: bool = _option(True, "several processes: BatchNorm sees the batch of all, as one process does")
     optimizer: str = _option("sgd", "sgd, or adamw (with a --lr of about 0.001)", ("sgd", "adamw"))
     lr: float = _option(0.1, "peak learning rate")
     momentum: float = _option(0.9, "momentum of SGD, beta1 of AdamW")
@@ -147,7 +149,14 @@ class Recipe:
             if choices and value not in choices:
                 raise unknown(f.name.replace("_", " "), value, choices)
         # BatchNorm needs two images a step; a CIFAR ResNet needs four pixels a side
-        for name, least in {"epochs": 1, "batch_size": 2, "workers": 1, "image_size": 4, "width": 1}.items():
+        for name, least in {
+            "epochs": 1,
+            "batch_size": 2,
+            "accumulate": 1,
+            "workers": 1,
+            "image_size": 4,
+            "width": 1,
+        }.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")

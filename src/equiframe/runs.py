@@ -320,6 +320,10 @@ class RunFolder:
             raise InputError(f"checkpoint {path} cannot be read: {reason}") from error
 
     @property
+    def begun(self) -> bool:
+        return (self.path / "recipe.yaml").is_file()
+
+    @property
     def finished(self) -> bool:
         return (self.path / "metrics.json").is_file()
 

@@ -289,19 +289,25 @@ def run_second_stage(
     model = Classifier(model.backbone, _with_values(card, model.head, weight, bias))
     if validation is not None:
         chosen["val_macro"] = macro_accuracy(validation.features @ weight.T + bias, validation.labels)
+    numerics.world.copy(model.head)
     return model.eval(), card, {"second_stage": name} | {f"second_stage_{key}": v for key, v in chosen.items()}
 
 
 @torch.no_grad()
 def collect_features(model: Classifier, loader: Loader, numerics: Numerics, *, batch_size: int = 256) -> Features:
     """Features of all images, in order, as the head normalises them; ``model`` must be in evaluation mode."""
-    features, labels = [], []
-    for images, targets in loader.ordered(batch_size):
-        with numerics.autocast():
-            raw = model.backbone(images)
-        features.append(model.head(raw).features)
-        labels.append(targets)
-    return Features(torch.cat(features), torch.cat(labels))
+    like = model.head.class_vectors()
+    features, labels = [like.new_empty(0, model.head.dim)], [like.new_empty(0, dtype=torch.long)]
+
+    def look() -> None:
+        for images, targets in loader.ordered(batch_size):
+            with numerics.autocast():
+                raw = model.backbone(images)
+            features.append(model.head(raw).features)
+            labels.append(targets)
+
+    loader.world.each(look)
+    return Features(*(loader.world.rows(torch.cat(parts)) for parts in (features, labels)))
 
 
 def _with_values(card: ModelCard, head: Head, weight: Tensor, bias: Tensor) -> AffineHead:

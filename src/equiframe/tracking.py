@@ -29,8 +29,8 @@ TRACKED_IMAGES = 2000
 def make_loader(images: ImageSet, card: ModelCard, numerics: Numerics, recipe: Recipe, **training: object) -> Loader:
     """A loader as a model card wants its images."""
     return Loader(
-        images, batch_size=recipe.batch_size, image_size=card.image_size, mean=card.mean, std=card.std,
-        device=numerics.device, memory_format=numerics.torch_memory_format, workers=recipe.workers,
+        images, batch_size=recipe.batch_size * recipe.accumulate, image_size=card.image_size, mean=card.mean, std=card.std,
+        device=numerics.device, memory_format=numerics.torch_memory_format, world=numerics.world, workers=recipe.workers,
         stream=recipe.data_mode == "stream", centre_crop=card.centre_crop, **training,
     )  # fmt: skip
 
@@ -95,22 +95,29 @@ def gradient_record(
     model.eval()
     vectors = model.head.class_vectors()
     scale = getattr(model.head, "logit_scale", 1.0)
-    pull, push = torch.zeros_like(vectors), torch.zeros_like(vectors)
-    features_by_class: dict[str, torch.Tensor] = {}
-    for images, targets in loader.ordered(256):
-        with numerics.autocast():
-            features = model.backbone(images)
-        output = model.head(features)
-        split = split_gradients(
-            output.features, vectors, targets, logits=criterion.training_logits(output), scale=scale,
-            weights=torch.full((len(targets),), 1 / len(loader.images), device=targets.device),
-        )  # fmt: skip
-        pull, push = pull + split.vector_pull, push + split.vector_push
-        for name, norms in class_norms(split, targets).items():
-            if name.startswith("feature"):
-                features_by_class[name] = features_by_class.get(name, 0) + norms
+    norms = {f"feature_{of}": vectors.new_zeros(len(vectors)) for of in ("pull", "push")}
+    sums = {f"vector_{of}": torch.zeros_like(vectors) for of in ("pull", "push")}
+
+    def look() -> None:
+        for images, targets in loader.ordered(256):
+            with numerics.autocast():
+                features = model.backbone(images)
+            output = model.head(features)
+            split = split_gradients(
+                output.features, vectors, targets, logits=criterion.training_logits(output), scale=scale,
+                weights=torch.full((len(targets),), 1 / len(loader.images), device=targets.device),
+            )  # fmt: skip
+            sums["vector_pull"] += split.vector_pull
+            sums["vector_push"] += split.vector_push
+            of_classes = class_norms(split, targets)
+            for name in norms:
+                norms[name] += of_classes[name]
+
+    loader.world.each(look)
+    for total in (*norms.values(), *sums.values()):
+        loader.world.add_(total)
     model.train(was_training)
-    norms = {"vector_pull": pull.norm(dim=1), "vector_push": push.norm(dim=1)} | features_by_class
+    norms |= {name: total.norm(dim=1) for name, total in sums.items()}
     groups = class_groups(train_counts)
     return finite(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import signal
 import time
@@ -14,16 +15,17 @@ import torch
 from torch import Tensor
 
 from equiframe.backbones import check_backbone
-from equiframe.data.batches import Loader
+from equiframe.data.batches import Loader, Part
 from equiframe.data.prepare import PreparedData, prepare_data
 from equiframe.errors import InputError
 from equiframe.heads import training_parameters
-from equiframe.losses import Loss, Targets
+from equiframe.losses import Loss
 from equiframe.measure import measure, open_run
 from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
 from equiframe.numerics import Numerics, choose_numerics, keep_memory, reproducible
 from equiframe.optimise import WeightAverage, at_sharpest_point, build_optimizer, fixed_statistics, set_learning_rate
+from equiframe.parallel import World, joined
 from equiframe.profiling import StepProfiler, phase
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import RunFolder, as_json, as_npz, environment, settings_that_differ
@@ -80,7 +82,10 @@ class Trainer:
     skipped: list[dict] = field(default_factory=list)  # steps of the epoch that were left out, as in `Diverged.record`
 
     def __post_init__(self) -> None:
-        self.backbone = torch.compile(self.model.backbone) if self.numerics.compile else self.model.backbone
+        self.world = self.numerics.world
+        backbone = torch.compile(self.model.backbone) if self.numerics.compile else self.model.backbone
+        self.backbone, self.head = self.world.data_parallel(backbone), self.world.data_parallel(self.model.head)
+        self.model.head.world = self.world
         self.average = WeightAverage(self.model, self.recipe.ema) if self.recipe.ema else None
         self.scaler = self.numerics.scaler()
 
@@ -97,10 +102,10 @@ class Trainer:
             self.profiler.begin(steps - self.step)
         pending: list[Tensor] = []  # steps not yet looked at: a GPU is not made to wait at each
         started = time.perf_counter()  # the making of batches counts, telling and saving do not
-        for images, targets in self.loader.epoch(self.epoch, self.step):
+        for parts in self.world.steps(self.loader.parts(self.epoch, self.step)):
             lr = learning_rate(self.recipe, (self.epoch + (self.step + 1) / steps) / self.recipe.epochs)
             self.criterion.at((self.epoch + self.step / steps) / self.recipe.epochs)
-            loss = self.train_step(images, targets, lr)
+            loss = self.train_step(parts, lr)
             pending.append(torch.stack([loss.float(), self._largest_gradient()]))
             self.step += 1
             if device.type == "cpu" or self.step % 50 == 0 or self.step == steps:
@@ -128,20 +133,20 @@ class Trainer:
         self.epoch, self.step, self.loss_sum, self.seconds, self.skipped = self.epoch + 1, 0, 0.0, 0.0, []
         return record
 
-    def train_step(self, images: Tensor, targets: Targets, lr: float) -> Tensor:
-        """One step of gradient descent on a batch; returns its loss, detached.
+    def train_step(self, parts: list[Part], lr: float) -> Tensor:
+        """One step of gradient descent on this process's parts of a step's images; returns their share of its loss, detached.
 
         With ``on_nonfinite="skip"`` a step whose loss or gradient is not finite leaves model and optimiser as they were.
         """
         set_learning_rate(self.optimizer, lr)
         skip = self.recipe.on_nonfinite == "skip"
         before = {n: b.clone() for n, b in self.model.named_buffers()} if skip else {}  # running statistics
-        loss = self._backward(images, targets)
+        loss = self._gradients(parts)
         if self.recipe.sam:
             with at_sharpest_point(self.model.parameters(), self.recipe.sam), fixed_statistics(self.model):
-                self._backward(images, targets)
+                self._gradients(parts)
         with phase("optimiser"):
-            good = not skip or (math.isfinite(loss) and math.isfinite(self._largest_gradient()))
+            good = not skip or not self.world.any(not math.isfinite(loss + self._largest_gradient()))
             if self.scaler is not None:
                 self.scaler.unscale_(self.optimizer)
                 self.scaler.step(self.optimizer)  # not where a gradient is infinite: the scale was too large
@@ -155,15 +160,23 @@ class Trainer:
                 self.average.update(self.model)
         return loss
 
-    def _backward(self, images: Tensor, targets: Targets) -> Tensor:
-        """Loss and gradients of a batch; returns the loss, detached."""
-        with phase("features"), self.numerics.autocast():
-            features = self.backbone(images)
-        with phase("head and loss"):
-            loss = self.criterion(self.model.head(features), targets)
-        with phase("backward"):
-            self.optimizer.zero_grad(set_to_none=True)
-            (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+    def _gradients(self, parts: list[Part]) -> Tensor:
+        """Gradients of a step, summed over its parts and the processes; returns this process's share of the loss, detached."""
+        self.optimizer.zero_grad(set_to_none=True)
+        losses = [self._backward(part, last=part is parts[-1]) for part in parts]
+        return sum(losses[1:], losses[0])
+
+    def _backward(self, part: Part, *, last: bool) -> Tensor:
+        """Loss of a part, weighted by its share of the step's images; its gradient is added to what is there, and with that
+        of the last part the processes exchange theirs."""
+        with contextlib.nullcontext() if last else self.world.alone(self.backbone, self.head):
+            with phase("features"), self.numerics.autocast():
+                features = self.backbone(part.images)
+            with phase("head and loss"):
+                loss = part.share * self.criterion(self.head(features), part.targets, part.together)
+            with phase("backward"):
+                total = self.world.size * loss  # DistributedDataParallel takes the mean
+                (total if self.scaler is None else self.scaler.scale(total)).backward()
         return loss.detach()
 
     # --- what is not finite -------------------------------------------------------------------------------------------
@@ -178,7 +191,8 @@ class Trainer:
     def _look_at(self, pending: list[Tensor], lr: float) -> None:
         """Count the losses of the last steps; a step that is not finite ends the run, or is recorded as skipped."""
         first = self.step - len(pending)
-        for step, (loss, gradient) in enumerate(torch.stack(pending).tolist() if pending else [], first):
+        looked = self.world.add_(torch.stack(pending).cpu().double()).tolist() if pending else []  # losses: shares
+        for step, (loss, gradient) in enumerate(looked, first):
             overflow = self.scaler is not None and self.scaler.get_scale() >= 1  # of the scaled loss: it was halved
             if math.isfinite(loss) and (math.isfinite(gradient) or overflow):
                 self.loss_sum += loss
@@ -193,7 +207,7 @@ class Trainer:
         return self.loss_sum / max(1, self.step - len(self.skipped))
 
     def _check_weights(self, lr: float) -> None:
-        if not all(bool(x.isfinite().all()) for x in self.model.state_dict().values()):
+        if self.world.any(not all(bool(x.isfinite().all()) for x in self.model.state_dict().values())):
             raise self._diverged("a weight became infinite or NaN", self.step - 1, lr)
 
     def _record(self, what: str, step: int, lr: float) -> dict[str, object]:
@@ -213,7 +227,11 @@ class Trainer:
         )
 
     def state(self) -> dict[str, object]:
-        """All that continuing exactly needs; data order and augmentation follow from seed, epoch and step."""
+        """All that continuing exactly needs; data order and augmentation follow from seed, epoch and step. Every process calls
+        it, for the generators of all."""
+        device = self.numerics.device
+        cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+        (rng, cuda_rng), *others = self.world.gather((torch.get_rng_state(), cuda))
         return {
             "recipe": self.recipe.to_dict(),
             "model": self.model.state_dict(),
@@ -221,8 +239,9 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "progress": {name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "seconds", "skipped")},
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if self.numerics.device.type == "cuda" else [],
+            "rng": rng,
+            "cuda_rng": cuda_rng,
+            "rng_of_others": others,
         }
 
     def load_state(self, state: dict) -> None:
@@ -234,9 +253,15 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] and self.numerics.device.type == "cuda":
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        generators = [(state["rng"], state["cuda_rng"]), *state.get("rng_of_others", ())]
+        if self.world.rank >= len(generators):  # there were fewer processes then
+            self.world.own_generator(self.recipe.seed, self.epoch, self.step)
+            return
+        rng, cuda_rng = generators[self.world.rank]
+        torch.set_rng_state(rng)
+        if cuda_rng and self.numerics.device.type == "cuda":  # earlier versions kept that of each GPU
+            index = self.numerics.device.index or 0
+            torch.cuda.set_rng_state(cuda_rng[min(index, len(cuda_rng) - 1)], self.numerics.device)
 
 
 @contextmanager
@@ -285,18 +310,20 @@ def train(
     recipe: Recipe,
     out: str | Path,
     *,
-    resume: bool = False,
+    resume: bool | str = False,
     data: PreparedData | None = None,
     say: Callable[[str], None] = lambda text: None,
     progress: Progress = lambda state: None,
     stop: Callable[[], bool] = lambda: False,
     profile: bool = False,
 ) -> dict[str, object]:
-    """Train one run into a folder and return its metrics.
+    """Train one run into a folder and return its metrics. Processes that torchrun started train it together, and the first of
+    them writes the folder and calls ``say`` and ``progress``.
 
     Args:
         recipe: what to do; ``auto`` fields are settled and recorded.
         out: the run folder; must be new, or hold this very run with ``resume``.
+        resume: continue the run; ``"auto"``: if there is one.
         data: images prepared before (`prepare_data` of the same data fields), to share them between runs.
         say: receives lines for a person; ``progress`` receives the state of the loop.
         stop: asked between steps; once it says True, all is saved and `Interrupted` raised, as after Ctrl-C.
@@ -305,21 +332,30 @@ def train(
     Raises:
         InputError: wrong input; `Diverged`: a loss, gradient or weight that is not finite.
         Interrupted: after Ctrl-C, SIGTERM or ``stop``, with everything saved.
+        equiframe.parallel.Lost: if another process of the run died.
     """
     fields = resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
     check_tracks(recipe.track, build_loss(fields, [1, 1]))  # what can be refused is refused before any work
     check_backbone(recipe.backbone)
     folder = RunFolder(out)
-    try:
-        return _train(folder, recipe, resume, data, say, progress, stop, profile)
-    finally:
-        folder.release()
+    with joined() as world:
+        if not world.leads:
+            say = progress = _say_nothing
+        try:
+            return _train(world, folder, recipe, resume, data, say, progress, stop, profile)
+        finally:
+            folder.release()
+
+
+def _say_nothing(what: object) -> None:
+    pass
 
 
 def _train(
+    world: World,
     folder: RunFolder,
     recipe: Recipe,
-    resume: bool,
+    resume: bool | str,
     data: PreparedData | None,
     say: Callable[[str], None],
     progress: Progress,
@@ -327,42 +363,48 @@ def _train(
     profile: bool,
 ) -> dict[str, object]:
     """`train` in a folder that is released afterwards."""
-    earlier = folder.check(recipe, resume=resume)
-    if folder.finished:
+    if profile and world.size > 1:
+        raise InputError("a profile watches one process; train without torchrun for it")
+    earlier = world.first(lambda: folder.check(recipe, resume=folder.begun if resume == "auto" else bool(resume)))
+    if world.first(lambda: folder.finished):
         say(f"{folder} is finished")
-        return folder.read_json("metrics.json")
+        return world.first(lambda: folder.read_json("metrics.json"))
     asked, checkpoint = recipe, None
     if earlier is not None:  # the run goes on as it was settled then
-        folder.claim()
+        world.first(folder.claim)
         recipe = earlier.with_(**{name: getattr(recipe, name) for name in WITHOUT_EFFECT})
-    data = data or prepare_data(recipe, say)
+    data = data or world.each(lambda: prepare_data(recipe, say), in_turn=recipe.download)
     if earlier is not None:
-        folder.check_split(data.manifest)
-        checkpoint = folder.load_checkpoint(say)
+        world.first(lambda: folder.check_split(data.manifest))
+        checkpoint = world.first(lambda: folder.load_checkpoint(say))
     recipe, card = settle(recipe, data)
     torch.manual_seed(recipe.seed)
     model = build_classifier(card, seed=recipe.seed, pretrained=recipe.pretrained and checkpoint is None)
-    steps = recipe.epochs * max(1, len(data.train) // recipe.batch_size)
+    steps = recipe.epochs * max(1, len(data.train) // (recipe.batch_size * recipe.accumulate))
     keep_memory()
     numerics = choose_numerics(
         model, card.image_size, recipe.batch_size, device=recipe.device, precision=recipe.precision,
-        memory_format=recipe.memory_format, compile=recipe.compile, steps=steps,
+        memory_format=recipe.memory_format, compile=recipe.compile, steps=steps * recipe.accumulate, world=world,
     )  # fmt: skip
     recipe = recipe.with_(
         precision=numerics.precision, memory_format=numerics.memory_format, device=str(numerics.device),
         compile="on" if numerics.compile else "off",
     )  # fmt: skip
     model.to(numerics.device, memory_format=numerics.torch_memory_format)
+    if recipe.sync_batch_norm:
+        world.synchronise_batch_norm(model)
     trainable = training_parameters(model)
     if steps < 300:
         say(f"note: only {steps} steps in all; a smaller --batch-size or more --epochs would train longer")
-    for line in _describe(card, model, trainable, numerics, recipe.deterministic):
+    for line in _describe(card, model, trainable, numerics, recipe):
         say(line)
 
     loader = make_loader(
         data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, cutmix=recipe.cutmix,
         remix=recipe.remix, sampler=recipe.sampler, epochs=recipe.epochs, seed=recipe.seed, draft=recipe.draft,
+        accumulate=recipe.accumulate,
     )  # fmt: skip
+    loader.check_parts()
     optimizer = build_optimizer(
         model.backbone, model.head, kind=recipe.optimizer, lr=recipe.lr, momentum=recipe.momentum,
         weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay,
@@ -370,6 +412,8 @@ def _train(
     if recipe.optimizer == "adamw" and recipe.lr > 0.01:
         say(f"note: AdamW seldom trains at a learning rate of {recipe.lr:g}; --lr 0.001 is usual")
     criterion = build_loss(card.method_fields, card.train_counts).to(numerics.device)
+    if not world.leads:
+        world.own_generator(recipe.seed)
     trainer = Trainer(recipe, model, criterion, optimizer, loader, numerics)
     if profile:
         dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[numerics.precision]
@@ -381,18 +425,19 @@ def _train(
     try:
         if checkpoint is None:
             record = {"trial_images_per_second": numerics.trial, "training_parameters": trainable}
-            folder.begin(asked, recipe, data.manifest, environment(numerics.device) | record)
+            world.first(lambda: folder.begin(asked, recipe, data.manifest, environment(numerics.device) | record))
         else:
             _load_checkpoint(folder, trainer, checkpoint)
             say(f"continuing at epoch {trainer.epoch + 1}, step {trainer.step}")
-        folder.rewind_history(trainer.epoch)
+        world.first(lambda: folder.rewind_history(trainer.epoch))
         with reproducible(recipe.deterministic):
             _train_epochs(trainer, folder, tracker, say, progress, stop)
     except Diverged as error:
-        folder.discard()
-        raise Diverged(f"{error}. {folder.keep_divergence(error.record)}", error.record) from error
+        world.first(folder.discard)
+        kept = world.first(lambda record=error.record: folder.keep_divergence(record))
+        raise Diverged(f"{error}. {kept}", error.record) from error
     except InputError:
-        folder.discard()
+        world.first(folder.discard)
         raise
     with reproducible(recipe.deterministic):
         return finish(folder, trainer.evaluated, card, data, numerics, recipe, say)
@@ -407,14 +452,14 @@ def _train_epochs(
     stop: Callable[[], bool],
 ) -> None:
     """Train to the end, with a line of history and a checkpoint after each epoch and when somebody wants to stop."""
-    epochs = trainer.recipe.epochs
-    write_event = event_writer(trainer.recipe.log, str(folder.path / "tensorboard"))
+    epochs, world = trainer.recipe.epochs, trainer.world
+    write_event = event_writer(trainer.recipe.log if world.leads else "none", str(folder.path / "tensorboard"))
     told = False
 
     def save() -> None:
         nonlocal told
-        started = time.perf_counter()
-        folder.save_checkpoint(trainer.state())
+        state, started = trainer.state(), time.perf_counter()
+        world.first(lambda: folder.save_checkpoint(state))
         took = time.perf_counter() - started
         if took > SLOW_SAVE and not told:
             told = True
@@ -423,7 +468,7 @@ def _train_epochs(
     with stop_on_signals() as signalled:
 
         def stop_requested() -> bool:
-            return signalled() or stop()
+            return world.any(signalled() or stop())
 
         while trainer.epoch < epochs:
             try:
@@ -431,8 +476,9 @@ def _train_epochs(
             except Interrupted:
                 save()
                 raise
+            world.copy_buffers(trainer.evaluated)
             record |= tracker.record()
-            folder.append_history(record)
+            world.first(lambda record=record: folder.append_history(record))
             write_event(record)
             save()
             progress(record | {"epochs": epochs, "done": True})
@@ -469,21 +515,29 @@ def finish(
         model, card, chosen = run_second_stage(recipe.second_stage, model, card, data, numerics, recipe)
         say(f"second stage: {_in_words(chosen)}; {time.perf_counter() - started:.1f} s")
     measured = measure(model, card, data, numerics, recipe)
-    history = folder.history()
-    metrics = measured.metrics | {
-        "seconds": round(sum(r["seconds"] for r in history), 3),
-        "images_per_second": round(sum(r["images_per_second"] for r in history) / max(len(history), 1), 1),
-        "epochs": len(history),
-        "selected": "last epoch" + (", average of weights" if recipe.ema else ""),
-        **({"skipped_steps": sum(len(r.get("skipped", ())) for r in history)} if recipe.on_nonfinite == "skip" else {}),
-        **chosen,
-    }
-    files: dict[str, bytes] = {}
-    save_classifier(model, measured.card, files.__setitem__)
-    files |= {"details.json": as_json(measured.details), "predictions.npz": as_npz(measured.predictions)}
-    folder.write_files(files | {"metrics.json": as_json(metrics)})  # last: with it the run is finished
-    folder.drop_previous_checkpoint()
-    return metrics
+
+    def write() -> dict[str, object]:
+        history = folder.history()
+        metrics = measured.metrics | {
+            "seconds": round(sum(r["seconds"] for r in history), 3),
+            "images_per_second": round(sum(r["images_per_second"] for r in history) / max(len(history), 1), 1),
+            "epochs": len(history),
+            "selected": "last epoch" + (", average of weights" if recipe.ema else ""),
+            **(
+                {"skipped_steps": sum(len(r.get("skipped", ())) for r in history)}
+                if recipe.on_nonfinite == "skip"
+                else {}
+            ),
+            **chosen,
+        }
+        files: dict[str, bytes] = {}
+        save_classifier(model, measured.card, files.__setitem__)
+        files |= {"details.json": as_json(measured.details), "predictions.npz": as_npz(measured.predictions)}
+        folder.write_files(files | {"metrics.json": as_json(metrics)})  # last: with it the run is finished
+        folder.drop_previous_checkpoint()
+        return metrics
+
+    return numerics.world.first(write)
 
 
 def apply_second_stage(
@@ -559,15 +613,23 @@ def _in_words(chosen: dict[str, object]) -> str:
 
 
 def _describe(
-    card: ModelCard, model: Classifier, trainable: dict[str, int], numerics: Numerics, deterministic: bool
+    card: ModelCard, model: Classifier, trainable: dict[str, int], numerics: Numerics, recipe: Recipe
 ) -> list[str]:
     """What is about to happen, for a person: in particular which parameters train."""
     head = {name: size for name, size in trainable.items() if name.startswith("head.")}
     in_head = ", ".join(f"{name} ({size:,})" for name, size in head.items()) or "nothing"
+    parts = numerics.world.size * recipe.accumulate
+    shared = [
+        f"a step of {recipe.batch_size * recipe.accumulate} images is shared by {numerics.world.size} process(es), in "
+        f"{recipe.accumulate} part(s) each; BatchNorm sees "
+        + ("a part of one process" if not recipe.sync_batch_norm else "a part of all processes")
+    ]
     tried = "; tried " + ", ".join(f"{k}: {v:g} img/s" for k, v in numerics.trial.items()) if numerics.trial else ""
     return [
         f"method: {card.method} on {card.backbone}, {model.head.dim} features; trains {sum(trainable.values()):,} "
         f"parameters, in the head: {in_head}",
         f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{', compiled' if numerics.compile else ''}"
-        f"{', deterministic' if deterministic else ''}{tried}" + (f" ({numerics.note})" if numerics.note else ""),
+        f"{', deterministic' if recipe.deterministic else ''}{tried}"
+        + (f" ({numerics.note})" if numerics.note else ""),
+        *(shared if parts > 1 else []),
     ]

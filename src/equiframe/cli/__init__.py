@@ -1,6 +1,7 @@
 """The command line: a verb a function. Progress goes to stderr, results to stdout.
 
-Exit 0 done, 2 wrong input (one clear line), 130 interrupted after saving, 1 our bug (with a traceback).
+Exit 0 done, 2 wrong input (one clear line), 130 interrupted after saving, 3 another process of the run died, 1 our bug (with a
+traceback). Of the processes that torchrun starts, the first speaks.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def _parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _parser()
+    size = int(os.environ.get("WORLD_SIZE", 1)) if "RANK" in os.environ else 1  # as torchrun sets them
+    leads = size == 1 or os.environ["RANK"] == "0"
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character is no reason to lose a result
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
@@ -75,9 +78,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if rest:
             _refuse(rest[0], arguments)
+        if size > 1 and arguments.verb != "train":
+            raise InputError(f"{arguments.verb} is one process; of the verbs, torchrun starts train in several")
         return arguments.function(arguments) or 0
     except InputError as error:
-        print(f"equiframe: {' '.join(str(error).split())}", file=sys.stderr)
+        if leads:
+            print(f"equiframe: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("equiframe: interrupted", file=sys.stderr)
@@ -95,7 +101,8 @@ def command() -> typing.NoReturn:
     once and in one line: raised as an exception it could land in the middle of a library's import."""
 
     def leave(signum: int, frame: object) -> typing.NoReturn:
-        os.write(2, b"\nequiframe: interrupted\n")
+        if os.environ.get("RANK", "0") == "0":
+            os.write(2, b"\nequiframe: interrupted\n")
         os._exit(130)
 
     signal.signal(signal.SIGINT, leave)

@@ -21,6 +21,7 @@ from torch import distributed as dist
 from equiframe.collapse.nearest import NearestMean
 from equiframe.errors import InputError, unknown
 from equiframe.frames import check_size
+from equiframe.parallel import World
 
 WITHIN = ("full", "sketch", "none")
 _CHUNK = 1 << 18  # numbers that are in work at a time: they stay in the cache, and one huge batch needs no more memory
@@ -319,6 +320,11 @@ class ClassStatistics:
             dist.broadcast(state, src=source, group=group)
             total.merge(ClassStatistics.from_state(state, self.num_classes, self.dim, within=self.within))
         return total
+
+    def unite(self, world: World) -> None:
+        """Become the statistics of all processes together, in place."""
+        if world.size > 1:
+            self.state.copy_(self.merge_over_ranks().state)
 
     # --- what it knows ------------------------------------------------------------------------------------------------
 

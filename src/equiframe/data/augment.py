@@ -54,16 +54,45 @@ def parse_augmentation(text: str) -> tuple[str, ...]:
     return tuple(name for name in PARTS if name in names)
 
 
+Drawn = dict[str, tuple[np.ndarray, ...]]  # part → its choices; the last axis of every array is the batch's
+
+
+def draw(parts: Sequence[str], count: int, size: tuple[int, int], random: np.random.Generator) -> Drawn:
+    """The random choices of `augment` and `cut_out` for a batch of images of the given height and width."""
+    drawn: Drawn = {}
+    for part in parts:
+        if part in CROPS:
+            drawn[part] = _draw_crop(count, _padding(part, size), part != "crop", random)
+        elif part in POLICIES:
+            drawn[part] = POLICIES[part](count, random)
+        else:
+            drawn[part] = _draw_squares(count, size, random)
+    return drawn
+
+
+def of_rows(drawn: Drawn, rows: np.ndarray) -> Drawn:
+    """The choices for some images of the batch."""
+    return {part: tuple(choices[..., rows] for choices in arrays) for part, arrays in drawn.items()}
+
+
 def augment(pixels: Tensor, parts: Sequence[str], random: np.random.Generator) -> Tensor:
     """Augment a uint8 batch ``(B, 3, H, W)`` on its device by the parts that act on bytes: all but ``cutout``."""
-    for part in parts:
-        if part in ("crop", "crop-flip"):
-            pixels = crop_and_flip(pixels, pixels.shape[-1] // 8, part == "crop-flip", random)
-        elif part == "resized-crop-flip":  # the crop happened while decoding
-            pixels = crop_and_flip(pixels, 0, True, random)
+    on_bytes = [part for part in parts if part != "cutout"]
+    return augment_as_drawn(pixels, draw(on_bytes, len(pixels), tuple(pixels.shape[-2:]), random))
+
+
+def augment_as_drawn(pixels: Tensor, drawn: Drawn) -> Tensor:
+    """`augment` by given choices."""
+    for part, arrays in drawn.items():
+        if part in CROPS:
+            pixels = _cropped(pixels, _padding(part, pixels.shape[-2:]), part != "crop", *arrays)
         elif part in POLICIES:
-            pixels = apply_operations(pixels, *POLICIES[part](len(pixels), random))
+            pixels = apply_operations(pixels, *arrays)
     return pixels
+
+
+def _padding(part: str, size: Sequence[int]) -> int:
+    return 0 if part == "resized-crop-flip" else size[1] // 8  # there the crop happened while decoding
 
 
 def crop_and_flip(pixels: Tensor, padding: int, flip: bool, random: np.random.Generator) -> Tensor:
@@ -71,19 +100,28 @@ def crop_and_flip(pixels: Tensor, padding: int, flip: bool, random: np.random.Ge
 
     ``(B, C, H, W)`` → the same shape and dtype.
     """
-    b, _, h, w = pixels.shape
-    top, left = random.integers(0, 2 * padding + 1, size=(2, b))
+    return _cropped(pixels, padding, flip, *_draw_crop(len(pixels), padding, flip, random))
+
+
+def _draw_crop(count: int, padding: int, flip: bool, random: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """Shifts from the top and from the left, and whether an image is mirrored, each ``(B,)``."""
+    top, left = random.integers(0, 2 * padding + 1, size=(2, count))
+    return top, left, (random.random(count) < 0.5) if flip else np.zeros(count, dtype=bool)
+
+
+def _cropped(
+    pixels: Tensor, padding: int, flip: bool, top: np.ndarray, left: np.ndarray, mirrored: np.ndarray
+) -> Tensor:
+    h, w = pixels.shape[-2:]
     if padding:
         pixels = torch.nn.functional.pad(pixels, (padding,) * 4)
     views = pixels[None]
-    mirrored = np.zeros(b, dtype=np.int64)
     if flip:
-        mirrored = (random.random(b) < 0.5).astype(np.int64)
         views = torch.stack([pixels, pixels.flip(3)])
         left = np.where(mirrored, 2 * padding - left, left)
     windows = views.unfold(3, h, 1).unfold(4, w, 1)  # (views, B, C, 2·padding + 1, 2·padding + 1, H, W), no copy
-    where = (torch.from_numpy(x).to(pixels.device) for x in (mirrored, np.arange(b), top, left))
-    view, image, top_, left_ = where
+    chosen = (mirrored.astype(np.int64), np.arange(len(top)), top, left)
+    view, image, top_, left_ = (torch.from_numpy(x).to(pixels.device) for x in chosen)
     return windows[view, image, :, top_, left_]
 
 
@@ -93,11 +131,19 @@ def cut_out(images: Tensor, random: np.random.Generator) -> Tensor:
 
     ``(B, C, H, W)``, changed in place.
     """
-    b, _, h, w = images.shape
+    return cut_out_as_drawn(images, *_draw_squares(len(images), images.shape[-2:], random))
+
+
+def _draw_squares(count: int, size: Sequence[int], random: np.random.Generator) -> tuple[np.ndarray, ...]:
+    """The squares' tops and left sides, each ``(B,)``; they may lie outside."""
+    return tuple(random.integers(side, size=count) - side // 4 for side in size)
+
+
+def cut_out_as_drawn(images: Tensor, top: np.ndarray, left: np.ndarray) -> Tensor:
+    """`cut_out` of given squares."""
     inside = []
-    for size in (h, w):
-        start = random.integers(size, size=(b, 1)) - size // 4
-        places = np.arange(size)
+    for start, size in zip((top, left), images.shape[-2:], strict=True):
+        start, places = start[:, None], np.arange(size)
         inside.append(torch.from_numpy((places >= start) & (places < start + size // 2)).to(images.device))
     rows, columns = inside
     return images.masked_fill_(rows[:, None, :, None] & columns[:, None, None, :], 0)

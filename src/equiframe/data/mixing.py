@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,15 +14,64 @@ from equiframe.losses import MixedTargets
 REMIX_KAPPA, REMIX_TAU = 3.0, 0.5
 
 
-def _partners(count: int, random: np.random.Generator, device: torch.device) -> Tensor:
-    return torch.from_numpy(random.permutation(count)).to(device)
+class Mixing(NamedTuple):
+    """How a batch is mixed: image i with image ``order[i]``, by ``share`` (mixup) or by a ``box`` (cutmix: top, bottom, left,
+    right) that comes from the second."""
+
+    order: np.ndarray
+    share: float
+    box: tuple[int, int, int, int] | None = None
+
+    def targets(self, labels: Tensor) -> MixedTargets:
+        """Of a batch with these labels ``(B,)``."""
+        return MixedTargets(labels, labels[torch.from_numpy(self.order).to(labels.device)], self.share)
+
+    def images(self, first: Tensor, second: Tensor) -> Tensor:
+        """Images mixed with their partners, ``(…, C, H, W)``."""
+        if self.box is None:
+            return torch.lerp(second, first, self.share)
+        top, bottom, left, right = self.box
+        mixed = first.clone()
+        mixed[:, :, top:bottom, left:right] = second[:, :, top:bottom, left:right]
+        return mixed
+
+
+def draw_mixup(count: int, alpha: float, random: np.random.Generator) -> Mixing:
+    share = float(random.beta(alpha, alpha))
+    return Mixing(random.permutation(count), share)
+
+
+def draw_cutmix(count: int, size: Sequence[int], alpha: float, random: np.random.Generator) -> Mixing:
+    h, w = size
+    side = (1 - random.beta(alpha, alpha)) ** 0.5
+    order = random.permutation(count)
+    top, bottom = _interval(int(h * side), h, random)
+    left, right = _interval(int(w * side), w, random)
+    return Mixing(order, 1 - (bottom - top) * (right - left) / (h * w), (top, bottom, left, right))
+
+
+def draw_mixing(
+    count: int, size: Sequence[int], random: np.random.Generator, *, mixup: float = 0.0, cutmix: float = 0.0
+) -> Mixing | None:
+    """Mixup, cutmix, one of the two with probability ½ each, or (both 0) None, for a batch of images of a height and width.
+
+    Args:
+        mixup: α of mixup; 0 is off. ``cutmix`` likewise.
+    """
+    if not mixup and not cutmix:
+        return None
+    box = bool(cutmix) and (not mixup or random.random() < 0.5)
+    return draw_cutmix(count, size, cutmix, random) if box else draw_mixup(count, mixup, random)
+
+
+def _mixed(images: Tensor, targets: Tensor, mixing: Mixing) -> tuple[Tensor, MixedTargets]:
+    partners = images[torch.from_numpy(mixing.order).to(images.device)]
+    return mixing.images(images, partners), mixing.targets(targets)
 
 
 def mix_up(images: Tensor, targets: Tensor, alpha: float, random: np.random.Generator) -> tuple[Tensor, MixedTargets]:
     r"""Mixup (Zhang et al., ICLR 2018): :math:`\lambda x_i + (1-\lambda) x_{\pi(i)}`, one λ ~ Beta(α, α) a batch."""
-    share = float(random.beta(alpha, alpha))
-    order = _partners(len(targets), random, images.device)
-    return torch.lerp(images[order], images, share), MixedTargets(targets, targets[order], share)
+    return _mixed(images, targets, draw_mixup(len(targets), alpha, random))
 
 
 def cut_mix(images: Tensor, targets: Tensor, alpha: float, random: np.random.Generator) -> tuple[Tensor, MixedTargets]:
@@ -29,15 +81,7 @@ def cut_mix(images: Tensor, targets: Tensor, alpha: float, random: np.random.Gen
     centre and is clipped at the border. The share of the first target is what the clipped box left of the image,
     exactly: 1 − box area / (H·W).
     """
-    h, w = images.shape[-2:]
-    side = (1 - random.beta(alpha, alpha)) ** 0.5
-    order = _partners(len(targets), random, images.device)
-    top, bottom = _interval(int(h * side), h, random)
-    left, right = _interval(int(w * side), w, random)
-    mixed = images.clone()
-    mixed[:, :, top:bottom, left:right] = images[order, :, top:bottom, left:right]
-    share = 1 - (bottom - top) * (right - left) / (h * w)
-    return mixed, MixedTargets(targets, targets[order], share)
+    return _mixed(images, targets, draw_cutmix(len(targets), images.shape[-2:], alpha, random))
 
 
 def _interval(length: int, size: int, random: np.random.Generator) -> tuple[int, int]:
@@ -77,14 +121,13 @@ def mix(
     cutmix: float = 0.0,
     remix_counts: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | MixedTargets]:
-    """Mix a batch as asked: by mixup, cutmix, one of the two with probability ½ each, or (both 0) not at all.
+    """Mix a batch as `draw_mixing` says.
 
     Args:
-        mixup: α of mixup; 0 is off. ``cutmix`` likewise.
         remix_counts: training images of each class, for `remix` targets; None leaves them as the mixing says.
     """
-    if not mixup and not cutmix:
+    mixing = draw_mixing(len(targets), images.shape[-2:], random, mixup=mixup, cutmix=cutmix)
+    if mixing is None:
         return images, targets
-    box = bool(cutmix) and (not mixup or random.random() < 0.5)
-    mixed, both = cut_mix(images, targets, cutmix, random) if box else mix_up(images, targets, mixup, random)
+    mixed, both = _mixed(images, targets, mixing)
     return mixed, both if remix_counts is None else remix(both, remix_counts)
