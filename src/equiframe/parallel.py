@@ -8,6 +8,7 @@ torch's own collectives: NCCL between GPUs, gloo between CPUs and for whatever l
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -132,13 +133,18 @@ class World:
         """The rows ``(N_r, …)`` of all processes in the order of ranks, ``(N, …)``, the same to the bit in each."""
         if self.size == 1:
             return tensor
-        parts = [
-            tensor.contiguous() if rank == self.rank else tensor.new_empty(count, *tensor.shape[1:])
-            for rank, count in enumerate(self.gather(len(tensor)))
-        ]
-        for rank, part in enumerate(parts):
-            dist.broadcast(part, src=rank)
-        return torch.cat(parts)
+        counts = self.row_counts(tensor)
+        padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+    def row_counts(self, tensor: Tensor) -> list[int]:
+        """N_r of each process's tensor ``(N_r, …)``."""
+        counts = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
+        dist.all_gather(counts, torch.tensor([len(tensor)]))
+        return [int(count) for count in counts]
 
     def batch(self, features: Tensor) -> Tensor:
         """`rows` through which a gradient goes, scaled so that losses weighted by the processes' shares of the batch
@@ -177,13 +183,12 @@ class World:
         it trains, or this process is alone."""
         if self.size == 1 or not any(p.requires_grad for p in module.parameters()):
             return module
-        device = next(module.parameters()).device
-        return nn.parallel.DistributedDataParallel(
-            module,
-            device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # they agree: frames by their seed, BatchNorm's by `SyncedBatchNorm` or `copy_buffers`
-            gradient_as_bucket_view=True,
-        )
+        parallel, device = nn.parallel.DistributedDataParallel, next(module.parameters()).device
+        named = inspect.signature(parallel).parameters  # torch 2.14 gave the option another name
+        sync = "forward_sync_buffers" if "forward_sync_buffers" in named else "broadcast_buffers"
+        # buffers agree: frames by their seed, BatchNorm's by `synchronise_batch_norm` or `copy_buffers`
+        options = {"gradient_as_bucket_view": True, sync: False}
+        return parallel(module, device_ids=[device] if device.type == "cuda" else None, **options)
 
     @contextlib.contextmanager
     def alone(self, *modules: nn.Module) -> Iterator[None]:
@@ -195,7 +200,8 @@ class World:
             yield
 
     def synchronise_batch_norm(self, module: nn.Module) -> nn.Module:
-        """Let every BatchNorm layer see the batch of all processes (`SyncedBatchNorm`); parameters and names stay."""
+        """Let every BatchNorm layer see the batch of all processes (on GPUs torch's SyncBatchNorm, else
+        `SyncedBatchNorm`); parameters and names stay."""
         if self.size == 1:
             return module
         if isinstance(module, _BatchNorm):
@@ -289,7 +295,7 @@ class _Rows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features: Tensor, world: World) -> Tensor:
-        counts = world.gather(len(features))
+        counts = world.row_counts(features)
         start = sum(counts[: world.rank])
         ctx.own, ctx.scale = slice(start, start + len(features)), sum(counts) / len(features)
         return world.rows(features)
@@ -302,24 +308,24 @@ class _Rows(torch.autograd.Function):
 # --- BatchNorm over all processes -------------------------------------------------------------------------------------
 
 
-class SyncedBatchNorm(nn.SyncBatchNorm):
-    r"""torch's SyncBatchNorm, which knows GPUs only, with a path for the CPU.
+class SyncedBatchNorm(_BatchNorm):
+    r"""BatchNorm over the batch of all processes, on the CPU: torch's SyncBatchNorm knows GPUs only.
 
     .. math:: \mu = \sum_r \tfrac{n_r}{N}\mu_r, \qquad \sigma^2 = \sum_r \tfrac{n_r}{N}(\sigma_r^2 + (\mu_r-\mu)^2)
 
     from the mean, variance and number of values of each process's part of the batch: one collective of 2C + 1 numbers forward,
-    one of 2C backward. What a layer of timm does after its norm (``drop``, ``act``) it does here too.
+    one of 2C backward.
     """
 
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and not x.is_cuda:
-            self._check_input_dim(x)
+        if self.training:
             x = _BatchNormOverRanks.apply(x, self.weight, self.bias, self.eps, self._follow)
         else:
             x = super().forward(x)
-        for name in ("drop", "act"):
-            x = getattr(self, name)(x) if hasattr(self, name) else x
-        return x
+        return _then(self, x)
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: float) -> None:
@@ -332,13 +338,27 @@ class SyncedBatchNorm(nn.SyncBatchNorm):
         self.running_var.lerp_((variance * (count / max(count - 1, 1))).to(self.running_var), rate)
 
 
-def _synced(norm: _BatchNorm) -> SyncedBatchNorm:
+class _SyncedOnGPU(nn.SyncBatchNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return _then(self, super().forward(x))
+
+
+def _then(norm: nn.Module, x: Tensor) -> Tensor:
+    """What a norm of timm (BatchNormAct2d) does after normalising."""
+    for name in ("drop", "act"):
+        x = getattr(norm, name)(x) if hasattr(norm, name) else x
+    return x
+
+
+def _synced(norm: _BatchNorm) -> _BatchNorm:
     """A layer in place of another, with its very parameters and buffers."""
-    new = SyncedBatchNorm(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+    on_gpu = any(tensor.is_cuda for tensor in norm.state_dict().values())
+    kind = _SyncedOnGPU if on_gpu else SyncedBatchNorm
+    new = kind(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
     new.weight, new.bias = norm.weight, norm.bias
     for name, buffer in norm.named_buffers(recurse=False):
         setattr(new, name, buffer)
-    for name, child in norm.named_children():  # of timm's BatchNormAct2d
+    for name, child in norm.named_children():
         setattr(new, name, child)
     return new.train(norm.training)
 

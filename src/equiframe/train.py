@@ -424,7 +424,11 @@ def _train(
     tracker = Tracker(recipe, trainer.evaluated, criterion, data, card, numerics)
     try:
         if checkpoint is None:
-            record = {"trial_images_per_second": numerics.trial, "training_parameters": trainable}
+            record = {
+                "trial_images_per_second": numerics.trial,
+                "training_parameters": trainable,
+                "processes": world.size,
+            }
             world.first(lambda: folder.begin(asked, recipe, data.manifest, environment(numerics.device) | record))
         else:
             _load_checkpoint(folder, trainer, checkpoint)

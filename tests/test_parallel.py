@@ -1,0 +1,662 @@
+"""Several processes train one model: the same images, the same result, one voice, and nobody left waiting."""
+
+import os
+import pickle
+import re
+import signal
+import sys
+import traceback
+import warnings
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo  # every optimiser imports it; here it is done once, before processes are forked
+from torch import distributed as dist
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from conftest import encoded, picture, tiny_fields, write_class
+from equiframe import files
+from equiframe.cli import main
+from equiframe.data.batches import Loader
+from equiframe.data.prepare import prepare_data
+from equiframe.data.sources import ImageSet
+from equiframe.errors import InputError
+from equiframe.heads import FrameHead, LinearHead
+from equiframe.losses import CrossEntropy, MixedTargets, rows_of
+from equiframe.model import build_classifier
+from equiframe.parallel import ALONE, Lost, World, joined
+from equiframe.recipe import Recipe
+from equiframe.runs import RunFolder
+from equiframe.train import Interrupted, Trainer, train
+
+TIMES = ("seconds", "images_per_second")
+
+
+@pytest.fixture
+def processes(tmp_path, monkeypatch):
+    """``processes(function, size)``: what ``function(World)`` returns in each of several forked processes, in the order of ranks.
+    One that dies leaves None, one that fails fails the test."""
+
+    def run(function, size=2):
+        store = tmp_path / f"store-{len(list(tmp_path.glob('store-*')))}"
+        outcomes = [store.with_suffix(f".{rank}") for rank in range(size)]
+        children = []
+        for rank in range(size):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork beside threads; ours are idle
+                child = os.fork()
+            if child == 0:
+                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+                try:
+                    dist.init_process_group(
+                        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+                    )
+                    outcome = (function(World(rank, size)), None)
+                except BaseException:
+                    outcome = (None, traceback.format_exc())
+                outcomes[rank].write_bytes(pickle.dumps(outcome))
+                os._exit(0)
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
+        found = [pickle.loads(file.read_bytes()) if file.exists() else (None, None) for file in outcomes]
+        assert not any(problem for _, problem in found), found
+        return [result for result, _ in found]
+
+    return run
+
+
+# --- what processes say to each other ---------------------------------------------------------------------------------
+
+
+def test_a_process_alone_asks_nobody():
+    x = torch.randn(3, 2)
+    assert ALONE.rows(x) is ALONE.batch(x) is ALONE.add_(x) is x
+    assert (ALONE.sum(2.5), ALONE.any(True), ALONE.gather("a"), list(ALONE.steps([1, 2]))) == (2.5, True, ["a"], [1, 2])
+    module = nn.BatchNorm1d(2)
+    assert ALONE.data_parallel(module) is ALONE.synchronise_batch_norm(module) is module
+    with joined() as world:
+        assert world is ALONE
+    with pytest.raises(InputError, match="as it was"):
+        ALONE.first(lambda: failing("as it was"))
+
+
+def failing(text):
+    raise InputError(text)
+
+
+def caught(function):
+    try:
+        return function()
+    except InputError as error:
+        return f"InputError {error}"
+
+
+def test_words_between_processes(processes):
+    def say(world):
+        x = torch.arange(2.0 * (world.rank + 1)).reshape(-1, 2) + 10 * world.rank
+        return {
+            "first": world.first(lambda: os.getpid()),
+            "first fails": caught(lambda: world.first(lambda: failing("full"))),
+            "each": caught(lambda: world.each(lambda: world.rank)),
+            "one fails": caught(lambda: world.each(lambda: failing("bad image") if world.rank == 2 else 0)),
+            "in turn": world.each(lambda: world.rank, in_turn=True),
+            "steps": caught(lambda: [x for x in world.steps(failing("late") if i == 2 and world.rank else i for i in range(4))]),
+            "any": (world.any(world.rank == 1), world.any(False)),
+            "sum": world.sum(0.5 + world.rank),
+            "rows": world.rows(x).tolist(),
+            "gather": world.gather(world.rank),
+            "share": list(world.share(range(7))),
+        }  # fmt: skip
+
+    one, two, three = processes(say, 3)
+    assert one["first"] == two["first"] == three["first"]
+    assert [p["each"] for p in (one, two, three)] == [p["in turn"] for p in (one, two, three)] == [0, 1, 2]
+    assert one["share"] + two["share"] + three["share"] == list(range(7))
+    for said in (one, two, three):
+        assert said["first fails"] == "InputError full"
+        assert said["one fails"] == "InputError bad image"
+        assert said["steps"] == "InputError late"
+        assert said["any"] == (True, False)
+        assert said["sum"] == 4.5
+        assert said["gather"] == [0, 1, 2]
+        assert said["rows"] == [[0, 1], [10, 11], [12, 13], [20, 21], [22, 23], [24, 25]]
+
+
+def test_the_gradient_through_a_batch_of_all(processes):
+    """A loss of all rows that is no sum over them; the mean over processes of share-weighted gradients is its gradient."""
+    whole = torch.randn(7, 3, dtype=torch.float64)
+
+    def gradient(world):
+        own = whole[world.rank :: 2].clone().requires_grad_()
+        loss = torch.logdet(world.batch(own).T @ world.batch(own))
+        (world.size * len(own) / 7 * loss).backward()
+        return own.grad / world.size
+
+    one, two = processes(gradient)
+    x = whole.clone().requires_grad_()
+    torch.logdet(x.T @ x).backward()
+    torch.testing.assert_close(one, x.grad[::2])
+    torch.testing.assert_close(two, x.grad[1::2])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(7, 3), (7, 3, 5, 4)])
+def test_batch_norm_sees_the_batch_of_all(processes, shape, dtype):
+    kind = nn.BatchNorm1d if len(shape) == 2 else nn.BatchNorm2d
+    norm = kind(3, momentum=0.2).to(torch.float32 if dtype == torch.bfloat16 else dtype)
+    nn.init.normal_(norm.weight)
+    x, up = (2 * torch.randn(shape) + 5).to(dtype), torch.randn(shape).to(dtype)
+    batch = x.clone().requires_grad_()
+
+    def share(world):
+        rows = slice(0, 3) if world.rank == 0 else slice(3, 7)
+        mine = world.synchronise_batch_norm(nn.Sequential(norm))
+        assert {"0." + name for name in norm.state_dict()} == set(mine.state_dict())
+        part = x[rows].clone().requires_grad_()
+        y = mine(part)
+        y.backward(up[rows])
+        grads = [world.add_(p.grad) for p in mine.parameters()]
+        return y.detach(), part.grad, grads, list(mine.buffers()), mine.eval()(part).detach()
+
+    one, two = processes(share)
+    y = norm(batch)
+    y.backward(up)
+    loose = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(torch.cat([one[0], two[0]]), y.detach(), **loose)
+    torch.testing.assert_close(torch.cat([one[1], two[1]]), batch.grad, **loose)
+    for process in (one, two):
+        torch.testing.assert_close(process[2], [p.grad for p in norm.parameters()], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(process[3], list(norm.buffers()))
+    torch.testing.assert_close(torch.cat([one[4], two[4]]), norm.eval()(x).detach(), **loose)
+
+
+class ActNorm(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.drop, self.act = nn.Identity(), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.drop(super().forward(x)))
+
+
+def test_what_timm_does_after_a_norm_is_done(processes):
+    x = torch.randn(4, 3, 2, 2)
+    norm = ActNorm(3)
+    one, two = processes(lambda world: world.synchronise_batch_norm(norm)(x[world.rank :: 2]).detach())
+    expected = norm(x).detach()
+    torch.testing.assert_close((one, two), (expected[::2], expected[1::2]))
+    assert one.min() == 0
+
+
+# --- the same images --------------------------------------------------------------------------------------------------
+
+
+def image_set(count, *, stream=False, size=(8, 8)):
+    labels, names = np.arange(count) % 5, [str(i) for i in range(count)]
+    if stream:
+        return ImageSet(labels, names, sources=[encoded(picture(i % 5, i, (11, 9))) for i in range(count)])
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 3, *size), dtype=np.uint8)
+    return ImageSet(labels, names, torch.from_numpy(pixels))
+
+
+def loader(images, **options):
+    settings = {"batch_size": 11, "image_size": 8, "mean": [0.5] * 3, "std": [0.2] * 3, "device": torch.device("cpu")}
+    return Loader(images, **settings | options)
+
+
+@pytest.mark.parametrize(("size", "accumulate"), [(2, 1), (1, 2), (3, 1), (2, 2)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mixup": 1.0, "augmentation": "crop-flip+cutout"},
+        {"mixup": 1.0, "cutmix": 1.0, "remix": True, "augmentation": "crop+randaugment", "sampler": "class-balanced"},
+        {"cutmix": 1.0, "augmentation": "resized-crop-flip+color-jitter", "stream": True},
+    ],
+    ids=["plain", "mixup", "cutmix+remix", "streamed"],
+)
+def test_parts_are_the_batch_of_one_process(options, size, accumulate):
+    """Part p of P is every P-th image of the step, to the bit: pixels, targets, and shares that add up."""
+    stream = options.get("stream", False)
+    images = image_set(35, stream=stream)
+    options = {name: value for name, value in options.items() if name != "stream"}
+    whole = list(loader(images, **options).epoch(3, 1))
+    pieces = size * accumulate
+    steps = [
+        list(loader(images, world=World(rank, size), accumulate=accumulate, **options).parts(3, 1))
+        for rank in range(size)
+    ]
+    for step, batch in enumerate(whole):
+        share = 0.0
+        for rank in range(size):
+            for i, part in enumerate(steps[rank][step]):
+                rows = torch.arange(11)[rank + i * size :: pieces]
+                assert torch.equal(part.images, batch.images[rows])
+                assert same_targets(part.targets, rows_of(batch.targets, rows))
+                assert same_targets(part.together, batch.targets)
+                share += part.share
+        assert share == pytest.approx(1)
+        assert len(steps[0][step]) == accumulate
+
+
+def same_targets(one, two):
+    if isinstance(one, MixedTargets):
+        return all(torch.equal(torch.as_tensor(a), torch.as_tensor(b)) for a, b in zip(one, two, strict=True))
+    return torch.equal(one, two)
+
+
+def test_streamed_processes_decode_their_own_images_only(monkeypatch):
+    images, decoded = image_set(22, stream=True), []
+    monkeypatch.setattr(ImageSet, "image", lambda self, i, image=ImageSet.image: (decoded.append(i), image(self, i))[1])
+    list(loader(images, world=World(1, 2)).epoch(0))
+    assert len(decoded) == len(set(decoded)) == 2 * 5
+    decoded.clear()
+    list(loader(images, world=World(1, 2)).ordered(4))
+    assert sorted(decoded) == list(range(12, 22))  # the last three batches of six
+
+
+def test_a_step_that_is_too_small_to_share(processes, tmp_path):
+    with pytest.raises(InputError, match=r"a step of 11 images cannot be shared by 3 process\(es\) in 2 part"):
+        loader(image_set(20), world=World(0, 3), accumulate=2).check_parts()
+    loader(image_set(20), world=World(0, 2), accumulate=2).check_parts()
+    write_class(tmp_path / "pets" / "cat", 0, 5)
+    write_class(tmp_path / "pets" / "dog", 1, 5)
+    recipe = Recipe(**tiny_fields(data=str(tmp_path / "pets"), augmentation="none", batch_size=2))
+    said = processes(lambda world: caught(lambda: train(recipe, tmp_path / "run")))
+    assert (
+        said
+        == ["InputError a step of 2 images cannot be shared by 2 process(es) in 1 part(s) each: it needs 4 or more"] * 2
+    )
+    assert not (tmp_path / "run").exists()
+
+
+# --- the same result --------------------------------------------------------------------------------------------------
+
+
+class Plain(nn.Module):
+    """Without BatchNorm; computes in torch's default dtype."""
+
+    def __init__(self, inputs, width, dropout):
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Flatten(), nn.Linear(inputs, width), nn.Tanh(), nn.Dropout(dropout), nn.Linear(width, width)
+        )
+        self.num_features = width
+
+    def forward(self, x):
+        return self.layers(x.to(self.layers[1].weight.dtype))
+
+
+class Normed(Plain):
+    def __init__(self, inputs, width, dropout):
+        super().__init__(inputs, width, dropout)
+        self.layers.insert(2, nn.BatchNorm1d(width))
+
+
+@pytest.fixture
+def backbone(monkeypatch):
+    """``backbone(kind, dropout)``: what every run trains from here on."""
+
+    def use(kind=Plain, dropout=0.0):
+        monkeypatch.setattr(
+            "equiframe.model.make_backbone",
+            lambda name, image_size, width, **_: kind(3 * image_size**2, width, dropout),
+        )
+
+    return use
+
+
+@pytest.fixture(scope="module")
+def data():
+    return prepare_data(Recipe(**tiny_fields(class_counts=(40, 33, 30, 25, 20, 16, 12, 9, 6, 5))))
+
+
+def recipe_of(**changes):
+    fields = {"class_counts": (40, 33, 30, 25, 20, 16, 12, 9, 6, 5), "epochs": 2, "batch_size": 30, "warmup": 0.1}
+    return Recipe(**tiny_fields(**fields | {"method": "ce"} | changes))
+
+
+def outcome(path):
+    """Weights, history and metrics of a run."""
+    from safetensors.torch import load_file
+
+    folder = RunFolder(path)
+    history = [{k: v for k, v in record.items() if k not in TIMES} for record in folder.history()]
+    metrics = {k: v for k, v in folder.read_json("metrics.json").items() if k not in TIMES}
+    return load_file(path / "model.safetensors"), history, metrics
+
+
+def assert_close(one, two, tolerance):
+    """Two outcomes: numbers within a tolerance, relative and absolute; everything else, and what counts images, the same.
+    Statistics of classes look at features in float32, so merged ones differ by its rounding."""
+    (weights, history, metrics), (weights_, history_, metrics_) = one, two
+    assert weights.keys() == weights_.keys()
+    for name in weights:
+        torch.testing.assert_close(weights[name], weights_[name], rtol=tolerance, atol=tolerance)
+    for record, record_ in ((dict(enumerate(history)), dict(enumerate(history_))), (metrics, metrics_)):
+        flat, flat_ = flatten(record), flatten(record_)
+        assert flat.keys() == flat_.keys()
+        for name, value in flat.items():
+            if isinstance(value, float):
+                loose = max(tolerance, 1e-5) if tolerance and re.search(COLLAPSE, name) else tolerance
+                assert value == pytest.approx(flat_[name], rel=loose, abs=loose), name
+            else:
+                assert value == flat_[name], name
+    for name in ("top1", "macro", "worst"):
+        assert metrics[name] == metrics_[name]
+
+
+COLLAPSE = "nc[1-9]|angle|cosine|cdnv|etf|norm|spectr|rank|means|self_duality|uniformity|equi"
+
+
+def flatten(tree, name=""):
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in flatten(value, f"{name}/{key}").items()}
+    if isinstance(tree, list):
+        return flatten(dict(enumerate(tree)), name)
+    return {name: tree}
+
+
+def compute_in(dtype):
+    """From here on in this process."""
+    torch.set_default_dtype(dtype)
+    sys.modules["equiframe.train"].build_classifier = lambda *a, **options: build_classifier(*a, **options).to(dtype)
+
+
+def training(recipe, out, data, dtype=torch.float32):
+    """A function for `processes` that trains; each process gets a folder of its own, and only the first may make it."""
+
+    def run(world):
+        compute_in(dtype)
+        return train(recipe, Path(f"{out}-{world.rank}"), data=data)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"method": "etf-dr-balanced", "norm": "none", "mixup": 0.0},
+        {"sam": 0.05, "ema": 0.9, "method": "etf-la", "norm": "none"},
+    ],
+    ids=["ce", "dot-regression", "sam+ema"],
+)
+def test_two_processes_are_one_that_accumulates_to_the_bit(processes, backbone, data, tmp_path, fields):
+    """Without BatchNorm: the same parts, the same sums in the same order, and halves are exact."""
+    backbone()
+    recipe = recipe_of(track="collapse-all", **fields)
+    processes(training(recipe, tmp_path / "two", data))
+    processes(training(recipe.with_(batch_size=15, accumulate=2), tmp_path / "one", data), 1)
+    weights, _, metrics = outcome(tmp_path / "two-0")
+    weights_, _, metrics_ = outcome(tmp_path / "one-0")
+    for name in weights:
+        assert torch.equal(weights[name], weights_[name]), name
+    for name in ("top1", "macro", "ece", "nll", "temperature", "val_macro"):
+        assert metrics[name] == metrics_[name], name
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["one-0", "two-0"]
+
+
+CASES = {
+    "plain": ({}, Plain),
+    "batch norm": ({"method": "etf-la"}, Normed),
+    "batch-balanced": ({"method": "etf-dr-balanced"}, Normed),
+    "effective numbers of the batch": ({"class_weighting": "effective-number-mean"}, Plain),
+    "nearest frame": ({"method": "nearest-frame-dr", "frame_rate": 0.1}, Normed),
+    "transport": ({"method": "disa"}, Plain),
+    "mixed": ({"method": "etf-la", "cutmix": 1.0, "remix": True, "sampler": "class-balanced"}, Normed),
+    "sharpness, average, second stage": ({"sam": 0.05, "ema": 0.9, "second_stage": "crt"}, Normed),
+    "gradients": ({"track": "collapse-all,gradients,test", "optimizer": "adamw", "lr": 1e-3}, Normed),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_are_one(processes, backbone, data, tmp_path, case):
+    """In float64 to 1e-8 after two epochs: the order of sums is all that differs. Decisions are the same."""
+    fields, kind = CASES[case]
+    backbone(kind)
+    recipe = recipe_of(**fields)
+    processes(training(recipe, tmp_path / "two", data, torch.float64))
+    processes(training(recipe, tmp_path / "one", data, torch.float64), 1)
+    assert_close(outcome(tmp_path / "two-0"), outcome(tmp_path / "one-0"), 1e-8)
+
+
+def test_the_comparison_can_fail(processes, backbone, data, tmp_path):
+    """BatchNorm of each process's own share is another training, if not a bad one."""
+    backbone(Normed)
+    recipe = recipe_of()
+    processes(training(recipe.with_(sync_batch_norm=False), tmp_path / "two", data, torch.float64))
+    processes(training(recipe, tmp_path / "one", data, torch.float64), 1)
+    with pytest.raises(AssertionError):
+        assert_close(outcome(tmp_path / "two-0"), outcome(tmp_path / "one-0"), 1e-3)
+
+
+@pytest.mark.parametrize("method", ["ce", "etf-dr-balanced"])
+def test_accumulation_is_a_larger_batch(processes, backbone, data, tmp_path, method):
+    backbone()
+    recipe = recipe_of(method=method, **({"norm": "none"} if method != "ce" else {}))
+    for name, fields in {"whole": {}, "parts": {"batch_size": 10, "accumulate": 3}}.items():
+        processes(training(recipe.with_(**fields), tmp_path / name, data, torch.float64), 1)
+    assert_close(outcome(tmp_path / "whole-0"), outcome(tmp_path / "parts-0"), 1e-8)
+
+
+# --- stopped and continued --------------------------------------------------------------------------------------------
+
+
+def stopping(recipe, out, data, *, resume=False, at=(1, 10), number=signal.SIGTERM):
+    """A function for `processes`: the last process gets a signal at a step of an epoch, and all stop."""
+
+    def run(world):
+        compute_in(torch.float64)
+        step, said = Trainer.train_step, []
+
+        def signalled(self, *arguments):
+            if world.rank == world.size - 1 and (self.epoch, self.step) == at:
+                signal.raise_signal(number)
+            return step(self, *arguments)
+
+        Trainer.train_step = signalled
+        try:
+            train(recipe, out, data=data, resume=resume, say=said.append)
+        except Interrupted:
+            return "interrupted", said
+        return "finished", said
+
+    return run
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_process_stops_all_and_saves_once(processes, backbone, data, tmp_path, monkeypatch, number):
+    backbone(Normed, dropout=0.2)
+    recipe = recipe_of(ema=0.9)
+    whole, path = tmp_path / "whole", tmp_path / "run"
+    processes(stopping(recipe, whole, data, at=None))
+    monkeypatch.setattr(
+        RunFolder, "save_checkpoint",
+        lambda self, state, save=RunFolder.save_checkpoint: (
+            (tmp_path / "saves").open("a").write(f"{os.environ['RANK']} {state['progress']['step']}\n"), save(self, state)),
+    )  # fmt: skip
+    assert [how for how, _ in processes(stopping(recipe, path, data, at=(1, 3), number=number))] == ["interrupted"] * 2
+    assert (tmp_path / "saves").read_text().splitlines() == ["0 0", "0 4"]  # the end of the first epoch, and the stop
+    (how, said), (how_, said_) = processes(stopping(recipe, path, data, resume=True, at=None))
+    assert how == how_ == "finished"
+    assert "continuing at epoch 2, step 4" in said
+    assert said_ == []
+    assert_close(outcome(path), outcome(whole), 0)  # to the bit, with the dropout of each process
+
+
+@pytest.mark.parametrize("then", [1, 3])
+def test_continued_by_another_number_of_processes(processes, backbone, data, tmp_path, then):
+    backbone(Normed)
+    recipe = recipe_of(method="etf-la", mixup=1.0)
+    assert processes(stopping(recipe, tmp_path / "run", data, at=(0, 3)))[0][0] == "interrupted"
+    assert processes(stopping(recipe, tmp_path / "run", data, resume=True, at=None), then)[0][0] == "finished"
+    processes(stopping(recipe, tmp_path / "whole", data, at=None), 1)
+    assert_close(outcome(tmp_path / "run"), outcome(tmp_path / "whole"), 1e-8)
+
+
+def test_more_processes_than_the_checkpoint_knew_drop_out_other_features(processes, backbone, data, tmp_path):
+    backbone(dropout=0.5)
+    recipe = recipe_of()
+    processes(stopping(recipe, tmp_path / "run", data, at=(0, 3)))
+
+    def mask(world):
+        states = []
+        step = Trainer.train_step
+        Trainer.train_step = lambda self, *a: (states.append(torch.get_rng_state()), step(self, *a))[1]
+        train(recipe, tmp_path / "run", data=data, resume=True)
+        return states[0]
+
+    one, two, three = processes(mask, 3)
+    assert len({bytes(x.numpy()) for x in (one, two, three)}) == 3
+
+
+# --- when something goes wrong ----------------------------------------------------------------------------------------
+
+
+def test_a_bad_image_of_one_process_ends_all_with_its_name(processes, tmp_path):
+    for k, name in enumerate(("cat", "dog")):
+        write_class(tmp_path / "pets" / name, k, 30)
+    bad = tmp_path / "pets" / "dog" / "007.png"
+    bad.write_bytes(bad.read_bytes()[:90])
+    recipe = Recipe(**tiny_fields(data=str(tmp_path / "pets"), data_mode="stream", batch_size=10, mixup=0.0))
+    one, two = processes(lambda world: caught(lambda: train(recipe, tmp_path / "run")))
+    assert one == two
+    assert "dog/007.png" in one
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_disk_that_is_full_for_the_first_is_full_for_all(processes, backbone, data, tmp_path, monkeypatch):
+    backbone()
+
+    def full(path, *arguments, write=files.atomic_write, **options):
+        if path.name == "last.pt":
+            raise InputError(f"cannot write {path}: No space left on device")
+        write(path, *arguments, **options)
+
+    monkeypatch.setattr("equiframe.runs.atomic_write", full)
+    one, two = processes(lambda world: caught(lambda: train(recipe_of(), tmp_path / "run", data=data)))
+    assert one == two
+    assert one.endswith("No space left on device; no checkpoint is kept")
+
+
+def test_a_process_that_dies_ends_the_others(processes, backbone, data, tmp_path):
+    backbone()
+
+    def die(world):
+        step = Trainer.train_step
+
+        def deadly(self, *arguments):
+            if world.rank == 1 and (self.epoch, self.step) == (1, 2):
+                os.kill(os.getpid(), signal.SIGKILL)
+            return step(self, *arguments)
+
+        Trainer.train_step = deadly
+        with pytest.raises(Lost) as caught:
+            train(recipe_of(), tmp_path / "run", data=data)
+        return str(caught.value)
+
+    assert processes(die, 3) == ["another process of the run died", None, "another process of the run died"]
+    assert RunFolder(tmp_path / "run").load_checkpoint()["progress"]["epoch"] == 1
+
+
+def test_the_command_line_in_two_processes(processes, data, tmp_path):
+    """As torchrun starts it (benchmarks/torchrun_harness.py does, with real kills): process 1 dies in the second epoch, the other ends
+    in one line with 3; started again the run goes on from its checkpoint; one process speaks. Other verbs are refused."""
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in tiny_fields(epochs=2, width=8).items()
+        if name != "data"
+    ]
+    words = ["train", "digits", *flags, "--track", "none", "--out", str(tmp_path / "run")]
+
+    def command(words, restart):
+        def run(world):
+            os.environ["TORCHELASTIC_RESTART_COUNT"] = str(restart)
+            step = Trainer.train_step
+
+            def deadly(self, *arguments):
+                if world.rank == 1 and self.epoch == 1 and restart == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return step(self, *arguments)
+
+            Trainer.train_step = deadly
+            said = os.open(tmp_path / f"said-{world.rank}", os.O_CREAT | os.O_RDWR | os.O_TRUNC)
+            os.dup2(said, 1)
+            os.dup2(said, 2)
+            sys.stdout = sys.stderr = os.fdopen(said, "w")
+            code = main(words)
+            sys.stdout.flush()
+            return code, (tmp_path / f"said-{world.rank}").read_text()
+
+        return run
+
+    (code, said), died = processes(command(words, 0))
+    assert (code, died) == (3, None)
+    assert said.count("another process of the run died; this one stops, too") == 1
+    assert said.splitlines()[-1].endswith(f"--resume --out {tmp_path / 'run'}")
+    assert "Traceback" not in said
+    (code, said), (code_, said_) = processes(command(words, 1))
+    assert (code, code_, said_) == (0, 0, "")
+    assert "continuing at epoch 2, step 0" in said
+    assert RunFolder(tmp_path / "run").read_json("environment.json")["processes"] == 2
+    assert len(RunFolder(tmp_path / "run").history()) == 2
+    for wrong in (["compare", "digits"], ["train", "digits", "--lr", "x"], ["train", "no-such-data", "--resume"]):
+        (code, said), (code_, said_) = processes(command(wrong, 1))
+        assert (code, code_, said_) == (2, 2, "")
+        assert said.count("equiframe: ") == said.count("\n") == 1
+
+
+# --- what travels -----------------------------------------------------------------------------------------------------
+
+
+class Traffic(TorchDispatchMode):
+    """Counts collectives, and the bytes of the tensors in them."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function.namespace == "c10d":
+            self.calls += 1
+            tensors = [x for x in torch.utils._pytree.tree_leaves(args[0]) if isinstance(x, torch.Tensor)]
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
+        return function(*args, **(kwargs or {}))
+
+
+def test_a_frame_head_sends_nothing(processes):
+    """Of a step: the gradients of the backbone, and of a learnable head 4·K·(D + 1) bytes more; of a frame nothing, for any K."""
+    dim, few, many = 16, 10, 32
+    backbone = nn.Linear(8, dim)
+
+    def traffic(world):
+        def of(head):
+            parallel, classifier = world.data_parallel(backbone), world.data_parallel(head)
+            criterion = CrossEntropy()
+            for counted in (Traffic(), Traffic(), Traffic()):  # the first two also settle the order of parameters
+                with counted:
+                    targets = torch.arange(4) % head.num_classes
+                    criterion(classifier(parallel(torch.randn(4, 8))), targets).backward()
+            return counted.calls, counted.bytes
+
+        frame = [
+            FrameHead(dim, k, logit_scale=1.0, norm="none", geometry=g)
+            for k, g in ((few, "simplex"), (many, "orthoplex"))
+        ]
+        return [of(frame[0]), of(frame[1]), of(LinearHead(dim, few)), of(LinearHead(dim, many)), of(FrameHead(dim, few, logit_scale=1.0))]  # fmt: skip
+
+    one, two = processes(traffic)
+    assert one == two
+    of_backbone = 4 * (8 * dim + dim)
+    assert one[0] == one[1] == (1, of_backbone)
+    assert one[2] == (2, of_backbone + 4 * few * (dim + 1))
+    assert one[3] == (2, of_backbone + 4 * many * (dim + 1))
+    assert one[4] == (2, of_backbone + 4 * 2 * dim)  # BatchNorm before the frame: a weight and a bias a feature
