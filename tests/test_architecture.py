@@ -28,7 +28,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"modelcard"},
     {"data", "model", "runs", "variants", "integrate"},
     {"evaluate", "numerics", "trainers", "publish"},
-    {"tracking", "deployed"},
+    {"tracking", "deployed", "ordering"},
     {"measure", "second_stage"},
     {"train", "predict", "export"},
     {"grid", "doctor"},

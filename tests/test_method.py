@@ -83,7 +83,7 @@ def test_loss_fields_reach_the_loss(name):
     loss = next(loss for loss, (_, fields) in LOSSES.items() if name in fields)
     method = {"ldam": "ldam", "dr-released": "etf-dr-released"}.get(loss, "ce")
     values = []
-    for value in (0.11, 0.37):
+    for value in (1, 2) if name == "sampled_classes" else (0.11, 0.37):
         fields = resolve_method(method, {"loss": loss, name: value})
         values.append(step(fields, HARD)[0].item())
     assert values[0] != values[1]
@@ -124,6 +124,32 @@ def test_weighting_fields_belong_to_their_weightings():
         ("ldam", {"head": "linear"}, "not head 'linear'"),
         ("ldam", {"length": "free"}, "not head 'cosine' with length 'free'"),
         ("etf-ce", {"loss": "ldam"}, "not head 'frame' with length 'free'"),
+        ("etf-dr", {"frame_order": "near"}, "frame order 'near'"),
+        ("etf-dr", {"frame_order_after": 0.1}, "'frame_order_after' belongs to frame_order 'apart' and 'together'"),
+        (
+            "etf-dr",
+            {"frame_order": "random", "frame_order_after": 0.1},
+            "belongs to frame_order 'apart' and 'together'",
+        ),
+        (
+            "etf-dr",
+            {"frame_order": "apart", "frame_order_after": 1.0},
+            r"must be in \[0, 1\), a share of the run, got 1.0",
+        ),
+        (
+            "etf-dr",
+            {"frame_order": "apart", "frame_order_after": 0.1, "class_tree": (0, 1)},
+            "class_tree decides the order before training",
+        ),
+        ("etf-dr", {"frame_order": "apart", "capacity": 20}, "does not go with capacity"),
+        ("etf-dr", {"geometry": "tree"}, "needs class_tree, the group of each class"),
+        ("etf-dr", {"geometry": "tree", "class_tree": (0, 1), "frame_order": "random"}, "the tree says which class"),
+        ("etf-dr", {"geometry": "tree", "class_tree": (0, 1), "capacity": 9}, "has no place in the tree"),
+        ("etf-dr", {"sibling_cosine": 0.1}, "'sibling_cosine' belongs to geometry 'tree', not to 'auto'"),
+        ("ce", {"sibling_cosine": 0.1}, "'sibling_cosine' does not belong to head 'linear'"),
+        ("ce", {"capacity": 20}, "'capacity' does not belong to head 'linear'"),
+        ("ce", {"frame_order": "apart"}, "'frame_order' does not belong to head 'linear'"),
+        ("nearest-frame-dr", {"frame_order": "apart"}, "'frame_order' does not belong to head 'nearest-frame'"),
         ("nearest-frame-dr", {"geometry": "simplex"}, "'geometry' does not belong to head 'nearest-frame'"),
         ("etf-dr", {"frame_rate": 0.1}, "'frame_rate' does not belong to head 'frame'"),
         ("focal", {"label_smoothing": 0.1}, "'label_smoothing' does not belong to head 'linear' or loss 'focal'"),

@@ -44,6 +44,7 @@ _WHERE = {
         "LogitAdjustedCrossEntropy",
         "MixedTargets",
         "ReleasedDotRegression",
+        "SampledCrossEntropy",
         "SquaredError",
         "VectorScaling",
         "adjust_logits",
@@ -53,6 +54,7 @@ _WHERE = {
         "focal_loss",
         "ldam_margins",
         "released_dot_regression",
+        "sampled_cross_entropy",
         "squared_error",
         "vector_scaling",
     ),
@@ -112,6 +114,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from equiframe.losses import LogitAdjustedCrossEntropy as LogitAdjustedCrossEntropy
     from equiframe.losses import MixedTargets as MixedTargets
     from equiframe.losses import ReleasedDotRegression as ReleasedDotRegression
+    from equiframe.losses import SampledCrossEntropy as SampledCrossEntropy
     from equiframe.losses import SquaredError as SquaredError
     from equiframe.losses import VectorScaling as VectorScaling
     from equiframe.losses import adjust_logits as adjust_logits
@@ -121,6 +124,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from equiframe.losses import focal_loss as focal_loss
     from equiframe.losses import ldam_margins as ldam_margins
     from equiframe.losses import released_dot_regression as released_dot_regression
+    from equiframe.losses import sampled_cross_entropy as sampled_cross_entropy
     from equiframe.losses import squared_error as squared_error
     from equiframe.losses import vector_scaling as vector_scaling
     from equiframe.model import Classifier as Classifier

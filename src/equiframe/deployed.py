@@ -79,6 +79,23 @@ def as_run(model: Classifier, card: ModelCard, device: torch.device) -> Run:
     return run
 
 
+def as_ranked(
+    model: Classifier, card: ModelCard, device: torch.device
+) -> Callable[[Tensor, int], tuple[Tensor, Tensor]]:
+    """uint8 images and k → the k most probable classes' probabilities and the classes, each ``(B, k)``, on the CPU; on a frame of
+    very many classes in bounded memory (`Head.ranked`)."""
+    model = model.to(device).eval()
+    mean, std = torch.tensor(card.mean, device=device), torch.tensor(card.std, device=device)
+
+    @torch.no_grad()
+    def ranked(images: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        output = model(normalise(images.to(device), mean, std, torch.contiguous_format))
+        probabilities, classes = model.head.ranked(output.features, k, temperature=card.temperature or 1.0)
+        return probabilities.cpu(), classes.cpu()
+
+    return ranked
+
+
 @dataclass(frozen=True)
 class Exported:
     """An exported file, ready to run: ``run(images)`` gives logits and probabilities on the CPU."""

@@ -42,6 +42,7 @@ def collect(
     autocast: Callable[[], AbstractContextManager] = nullcontext,
     statistics: ClassStatistics | None = None,
     decisions: bool = False,
+    keep: bool = True,
     keep_features: bool = False,
 ) -> Outputs:
     """Run a model in evaluation mode over all images, in order. Processes that share the loader's images share the work; all of
@@ -51,6 +52,7 @@ def collect(
         autocast: makes the context in which the backbone runs (mixed precision).
         statistics: class statistics to feed with the head's features on the way.
         decisions: also tell them what the classifier decided, for NC4 (they must know class means then).
+        keep: False returns no logits, and so never makes N·K numbers; decisions then cost no logits where a frame ranks without.
         keep_features: also return the head's features.
     """
     was_training = model.training
@@ -64,8 +66,12 @@ def collect(
                 features = model.backbone(images)
             output = model.head(features)
             if statistics is not None:
-                statistics.update(output.features.float(), targets, output.logits.argmax(1) if decisions else None)
-            logits.append(output.logits.float().cpu())
+                decided = None
+                if decisions:
+                    decided = output.logits.argmax(1) if keep else model.head.decide(output.features)
+                statistics.update(output.features.float(), targets, decided)
+            if keep:
+                logits.append(output.logits.float().cpu())
             labels.append(targets.cpu())
             if keep_features:
                 kept.append(output.features.float().cpu())

@@ -129,6 +129,22 @@ class Head(nn.Module):
         """Logits ``(B, K)`` of features that went through `normalise`."""
         raise NotImplementedError
 
+    def logits_of(self, features: Tensor, classes: Tensor) -> Tensor:
+        """Logits ``(B, n)`` of some ``classes (n,)``."""
+        return self.logits(features)[:, classes]
+
+    def logits_of_own(self, features: Tensor, targets: Tensor) -> Tensor:
+        """The logit of each sample's class ``targets (B,)``: ``(B,)``."""
+        return self.logits(features).gather(1, targets[:, None])[:, 0]
+
+    def ranked(self, features: Tensor, k: int, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The k most probable classes and their softmax probabilities at a temperature, each ``(B, k)``, most probable first."""
+        return F.softmax(self.logits(features).float() / temperature, dim=1).topk(k, dim=1)
+
+    def decide(self, features: Tensor) -> Tensor:
+        """The class of the largest logit, ``(B,)``."""
+        return self.logits(features).argmax(1)
+
     def class_vectors(self) -> Tensor:
         """The ``(K, D)`` class vectors w_k, for measures and pictures."""
         raise NotImplementedError
@@ -158,6 +174,14 @@ class LinearHead(Head):
 
     def logits(self, features: Tensor) -> Tensor:
         return self.linear(features)
+
+    def logits_of(self, features: Tensor, classes: Tensor) -> Tensor:
+        bias = self.linear.bias
+        return F.linear(features, self.linear.weight[classes], None if bias is None else bias[classes])
+
+    def logits_of_own(self, features: Tensor, targets: Tensor) -> Tensor:
+        own = (features * self.linear.weight[targets]).sum(1)
+        return own if self.linear.bias is None else own + self.linear.bias[targets]
 
     def class_vectors(self) -> Tensor:
         return self.linear.weight
@@ -326,6 +350,33 @@ class FrameHead(_NormalisedHead):
 
     def logits(self, features: Tensor) -> Tensor:
         return self.logit_scale * self.products(features)
+
+    def logits_of(self, features: Tensor, classes: Tensor) -> Tensor:
+        with _own_dtype(features):
+            return self.logit_scale * features @ self.vectors(classes).T
+
+    def logits_of_own(self, features: Tensor, targets: Tensor) -> Tensor:
+        with _own_dtype(features):
+            return self.logit_scale * (features * self.vectors(targets)).sum(1)
+
+    def ranked(self, features: Tensor, k: int, *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """As of every head; where all vectors of the frame are in use, in bounded memory for any K: `Frame.topk` names the classes, and the
+        partition function is summed over `Frame.pieces`."""
+        if self.num_classes < self.capacity:
+            return super().ranked(features, k, temperature=temperature)
+        scale = self.logit_scale * math.sqrt(self.e_w) / temperature
+        with _own_dtype(features):
+            values, classes = self.frame.topk(features, k)
+            total = torch.full_like(values[:, :1], -math.inf)
+            for piece in self.frame.pieces(features):
+                total = torch.logaddexp(total, torch.logsumexp(scale * piece.float(), 1, keepdim=True))
+            return torch.exp(scale * values - total).float(), classes
+
+    def decide(self, features: Tensor) -> Tensor:
+        if self.num_classes < self.capacity:
+            return super().decide(features)
+        with _own_dtype(features):
+            return self.frame.topk(features, 1)[1][:, 0]
 
     def class_vectors(self) -> Tensor:
         return math.sqrt(self.e_w) * self.frame.dense()[: self.num_classes]

@@ -59,6 +59,21 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
     return F.cross_entropy(logits, targets, label_smoothing=label_smoothing, reduction="none")
 
 
+def sampled_cross_entropy(own: Tensor, others: Tensor, targets: Tensor, classes: Tensor, num_classes: int) -> Tensor:
+    r"""Cross-entropy of a sample with the partition function estimated from n classes that were drawn uniformly:
+
+    .. math:: L = -z_c + \log\Big(e^{z_c} + \frac Kn \sum_{i:\,s_i \ne c} e^{z_{s_i}}\Big)
+
+    The bracket's expectation over the draws (each of the K classes alike, with replacement) is the whole sum :math:`\sum_k e^{z_k}`;
+    the loss's own is at most that of cross-entropy (Jensen), by O(1/n).
+
+    Shapes: own logits :math:`z_c` ``(B,)``, logits of the drawn classes ``(B, n)``, targets ``(B,)``, drawn classes ``(n,)`` → ``(B,)``.
+    Range [0, ∞). Source: Bengio & Senécal, *Adaptive importance sampling*, 2008; Jean et al., ACL 2015 (there with another proposal).
+    """
+    others = (others + math.log(num_classes / len(classes))).masked_fill(classes == targets[:, None], -math.inf)
+    return torch.logsumexp(torch.cat([own[:, None], others], 1), 1) - own
+
+
 def adjust_logits(logits: Tensor, class_counts: Tensor, *, tau: float = 1.0) -> Tensor:
     r"""Logits plus the log prior: :math:`z_k + \tau \log(n_k/N)`, ``(B, K) → (B, K)``.
 
@@ -372,6 +387,42 @@ class BalancedSoftmax(LogitAdjustedCrossEntropy):
 
     def __init__(self, **kwargs) -> None:
         super().__init__(tau=1.0, **kwargs)
+
+
+class SampledCrossEntropy(Loss):
+    """`sampled_cross_entropy` of the head's logits: B·n instead of B·K of them a step. With τ > 0 logit-adjusted (`adjust_logits`).
+
+    Each call draws classes from torch's global generator, shared by the batch. In evaluation mode, where n ≥ K, and for dense soft
+    targets it is cross-entropy on all classes.
+
+    Args:
+        sampled_classes: n, 1 or more.
+        tau: τ of the logit adjustment; above 0 it needs ``class_counts``.
+    """
+
+    def __init__(self, *, sampled_classes: int = 1024, tau: float = 0.0, **kwargs) -> None:
+        super().__init__(needs_counts=tau > 0, **kwargs)
+        _check_range("tau", tau)
+        if sampled_classes < 1:
+            raise InputError(f"sampled_classes must be at least 1, got {sampled_classes!r}")
+        self.sampled_classes, self.tau = int(sampled_classes), float(tau)
+
+    def per_target(self, output: HeadOutput, targets: Tensor) -> Tensor:
+        head, features = output.head, output.features
+        if not self.training or self.sampled_classes >= head.num_classes:
+            return cross_entropy(self._adjusted(output.logits), targets)
+        classes = torch.randint(head.num_classes, (self.sampled_classes,), device=features.device)
+        own, others = head.logits_of_own(features, targets), head.logits_of(features, classes)
+        if self.tau:
+            prior = self.tau * torch.log(self.class_counts / self.class_counts.sum())
+            own, others = own + prior[targets], others + prior[classes]
+        return sampled_cross_entropy(own, others, targets, classes, head.num_classes)
+
+    def per_class(self, output: HeadOutput) -> Tensor:
+        return -F.log_softmax(self._adjusted(output.logits), dim=1)
+
+    def _adjusted(self, logits: Tensor) -> Tensor:
+        return adjust_logits(logits, self.class_counts, tau=self.tau) if self.tau else logits
 
 
 class FocalLoss(Loss):

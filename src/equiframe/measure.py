@@ -12,6 +12,7 @@ from equiframe.collapse import ClassStatistics, collapse_measures, nc4
 from equiframe.data.prepare import PreparedData, prepare_data
 from equiframe.data.sources import ImageSet
 from equiframe.errors import InputError
+from equiframe.frames import mistake_severity
 from equiframe.model import Classifier, ModelCard, load_classifier
 from equiframe.numerics import Numerics, choose_numerics
 from equiframe.recipe import Recipe
@@ -51,9 +52,11 @@ def measure(
 
     size = len(card.class_names), model.head.dim
     statistics = ClassStatistics(*size, device=numerics.device)
-    fitted_on = outputs_on("training", data.train, statistics=statistics)
+    fitted_on = outputs_on("training", data.train, statistics=statistics, keep=data.val is None)
     decided = ClassStatistics(*size, within="none", class_means=statistics.class_means, device=numerics.device)
-    outputs_on("training", data.train, statistics=decided, decisions=True)  # NC4 needs the means of the first pass
+    outputs_on(
+        "training", data.train, statistics=decided, decisions=True, keep=False
+    )  # NC4 needs the means of the first pass
     chosen_by: dict[str, object] = {}
     if data.val is not None:
         fitted_on = outputs_on("validation", data.val)
@@ -73,10 +76,14 @@ def measure(
         full=full,
     )
     collapse |= {"nc4": nc4(decided)} | tail_angles(statistics, vectors, card.train_counts)
+    severity = {}
+    if recipe.class_tree is not None:
+        severity = finite({"mistake_severity": mistake_severity(predictions, outputs.labels, recipe.class_tree)})
     metrics = {
         **evaluate.accuracy_measures(predictions, outputs.labels, card.train_counts),
         **evaluate.calibration_measures(outputs.logits, outputs.labels, temperature),
         **finite(collapse),
+        **severity,
         **chosen_by,
         "num_train": len(data.train),
         "num_test": len(data.test),

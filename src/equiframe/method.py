@@ -9,9 +9,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from equiframe.errors import InputError, unknown
+from equiframe.frames import TreeFrame, make_frame
+from equiframe.frames.assign import SIMILAR
 from equiframe.heads import AffineHead, CosineHead, FrameHead, Head, LinearHead, NearestFrameHead
 from equiframe.losses import (
     CLASS_WEIGHTINGS,
@@ -24,6 +27,7 @@ from equiframe.losses import (
     LogitAdjustedCrossEntropy,
     Loss,
     ReleasedDotRegression,
+    SampledCrossEntropy,
     SquaredError,
     VectorScaling,
 )
@@ -33,12 +37,16 @@ HEADS: dict[str, dict[str, object]] = {  # head → its fields and their default
     "linear": {},
     "frozen-linear": {},
     "cosine": dict(_NORMALISED),
-    "frame": {"geometry": "auto", "e_w": 1.0, **_NORMALISED},
+    "frame": {"geometry": "auto", "capacity": None, "frame_order": "given", "e_w": 1.0, **_NORMALISED},
     "nearest-frame": {"e_w": 1.0, "frame_rate": 0.01, **_NORMALISED},
 }
+FRAME_ORDERS = ("given", "random", *SIMILAR)
+TREE_FIELDS: dict[str, object] = {"sibling_cosine": 0.5}  # of geometry tree
+ORDER_FIELDS: dict[str, object] = {"frame_order_after": 0.0}  # of the orders by similarity
 FRAME_HEADS = ("frame", "nearest-frame")
 LOSSES: dict[str, tuple[type[Loss], dict[str, object]]] = {  # loss → its class, its fields and their defaults
     "ce": (CrossEntropy, {"label_smoothing": 0.0}),
+    "sampled-ce": (SampledCrossEntropy, {"sampled_classes": 1024, "tau": 0.0}),
     "balanced-softmax": (BalancedSoftmax, {"label_smoothing": 0.0}),
     "logit-adjusted": (LogitAdjustedCrossEntropy, {"tau": 1.0, "label_smoothing": 0.0}),
     "vs": (VectorScaling, {"vs_gamma": 0.3, "tau": 1.0, "label_smoothing": 0.0}),
@@ -49,6 +57,7 @@ LOSSES: dict[str, tuple[type[Loss], dict[str, object]]] = {  # loss → its clas
     "angular": (AngularRegression, {}),
     "dr-released": (ReleasedDotRegression, {"length_penalty": 0.0}),
 }
+_EVERY_METHOD = {"class_tree": None, "second_stage": "none"}
 _EVERY_LOSS = {"class_weighting": "none", "alignment": 0.0}
 WEIGHTING_FIELDS: dict[str, dict[str, object]] = {  # class weighting → its fields and their defaults
     name: {
@@ -73,6 +82,9 @@ METHOD_FIELDS = (
     "head",
     "loss",
     *dict.fromkeys([f for fields in HEADS.values() for f in fields]),
+    *TREE_FIELDS,
+    *ORDER_FIELDS,
+    "class_tree",
     *_EVERY_LOSS,
     *dict.fromkeys([f for fields in WEIGHTING_FIELDS.values() for f in fields]),
     "second_stage",
@@ -161,6 +173,10 @@ METHODS: dict[str, Method] = {
         "fixed frame, logit-adjusted cross-entropy; BatchNorm, free feature length",
         {"head": "frame", "loss": "logit-adjusted", "length": "free", "logit_scale": 1.0},
     ),
+    "etf-sampled-ce": Method(
+        "fixed frame, cross-entropy on sampled classes (for very many)",
+        {"head": "frame", "loss": "sampled-ce", "length": "free", "logit_scale": 1.0},
+    ),
     "etf-dr": Method("fixed frame, dot regression as the paper writes it, unweighted", {"head": "frame", "loss": "dr"}),
     "etf-dr-balanced": Method(
         "fixed frame, dot regression averaged over the classes of a batch (what the authors' code does)",
@@ -221,14 +237,23 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
     weighting = str(chosen.get("class_weighting", "none"))
     if weighting not in CLASS_WEIGHTINGS:
         raise unknown("class weighting", weighting, CLASS_WEIGHTINGS)
-    known = {**HEADS[head], **LOSSES[loss][1], **_EVERY_LOSS, **WEIGHTING_FIELDS[weighting], "second_stage": "none"}
+    known = {**HEADS[head], **LOSSES[loss][1], **_EVERY_LOSS, **WEIGHTING_FIELDS[weighting], **_EVERY_METHOD}
     if chosen.get("second_stage") in STAGES_WITH_TAU:
         known["stage_tau"] = None
+    if head == "frame":
+        known |= _check_frame(chosen)
     for name in given:
         if name not in known and any(name in fields for fields in WEIGHTING_FIELDS.values()):
             raise InputError(f"field {name!r} does not belong to class weighting {weighting!r} of method {method!r}")
         if name == "stage_tau" and name not in known:
             raise InputError(f"field 'stage_tau' belongs to the second stages {' and '.join(STAGES_WITH_TAU)}")
+        if head == "frame" and name in TREE_FIELDS and name not in known:
+            raise InputError(f"field {name!r} belongs to geometry 'tree', not to {chosen.get('geometry', 'auto')!r}")
+        if head == "frame" and name in ORDER_FIELDS and name not in known:
+            raise InputError(
+                f"field {name!r} belongs to frame_order {' and '.join(map(repr, SIMILAR))} by the classes' images or features"
+                + ("; class_tree decides the order before training" if given.get("class_tree") else "")
+            )
         if name not in known and name not in ("head", "loss"):
             raise InputError(f"field {name!r} does not belong to head {head!r} or loss {loss!r} of method {method!r}")
     known |= {name: value for name, value in chosen.items() if name in known}
@@ -239,6 +264,35 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
         )
     _check_second_stage(str(known["second_stage"]), head, loss)
     return {"head": head, "loss": loss, **{name: known.get(name) for name in METHOD_FIELDS[2:]}}
+
+
+def _check_frame(chosen: Mapping[str, object]) -> dict[str, object]:
+    """The fields that a frame head's geometry and order bring with them; what makes no sense together is an `InputError`."""
+    order, tree = chosen.get("frame_order", "given"), chosen.get("class_tree")
+    if order not in FRAME_ORDERS:
+        raise unknown("frame order", str(order), FRAME_ORDERS)
+    if chosen.get("geometry") == "tree":
+        if tree is None:
+            raise InputError("geometry 'tree' needs class_tree, the group of each class (0,0,1,1,2)")
+        if order != "given":
+            raise InputError(
+                "frame_order does not go with geometry 'tree': the tree says which class gets which vector"
+            )
+        if chosen.get("capacity") is not None:
+            raise InputError(
+                "capacity does not go with geometry 'tree': a class that comes later has no place in the tree"
+            )
+        return dict(TREE_FIELDS)
+    if order == "given":
+        return {}
+    if chosen.get("capacity") is not None:
+        raise InputError(
+            f"frame_order {order!r} does not go with capacity: classes that come later cannot be compared yet"
+        )
+    after = chosen.get("frame_order_after")
+    if after is not None and not 0 <= after < 1:  # type: ignore[operator]
+        raise InputError(f"frame_order_after must be in [0, 1), a share of the run, got {after!r}")
+    return dict(ORDER_FIELDS) if order in SIMILAR and tree is None else {}
 
 
 def _check_second_stage(stage: str, head: str, loss: str) -> None:
@@ -267,9 +321,12 @@ def build_head(fields: Mapping[str, object], dim: int, num_classes: int, *, seed
         norm, length, e_h = (fields[name] for name in ("norm", "length", "e_h"))
         length = "unit" if stage == "ncm" else length or "free"
         return AffineHead(dim, num_classes, norm=norm or "none", length=length, e_h=e_h or 1.0)
-    options = {name: fields[name] for name in HEADS[head]}
+    options = {name: fields.get(name, default) for name, default in HEADS[head].items()}
+    tree = fields.get("class_tree")
+    if tree is not None and len(tree) != num_classes:
+        raise InputError(f"class_tree names the group of {len(tree)} classes, the data have {num_classes}")
     if head == "frame":
-        return FrameHead(dim, num_classes, seed=seed, **options)
+        return _frame_head(dim, num_classes, fields, options, seed)
     if head == "nearest-frame":
         return NearestFrameHead(dim, num_classes, seed=seed, **options)
     if head == "cosine":
@@ -279,6 +336,24 @@ def build_head(fields: Mapping[str, object], dim: int, num_classes: int, *, seed
     if fields.get("alignment"):
         built.aligner = FrameHead(dim, num_classes, logit_scale=1.0, seed=seed)
     return built
+
+
+def _frame_head(dim: int, num_classes: int, fields: Mapping, options: dict[str, object], seed: int) -> FrameHead:
+    order = options.pop("frame_order") or "given"
+    if options["geometry"] == "tree":
+        options["geometry"] = TreeFrame(fields["class_tree"], dim, sibling_cosine=fields["sibling_cosine"], seed=seed)
+    elif order != "given":
+        frame = make_frame(num_classes, dim, geometry=str(options["geometry"]), seed=seed)
+        if frame.geometry == "simplex":
+            raise InputError(
+                f"frame_order {order!r} makes no sense on a simplex (K={num_classes} <= D+1={dim + 1}): all its angles are equal"
+            )
+        generator = torch.Generator().manual_seed(seed)
+        options |= {
+            "geometry": frame,
+            "order": torch.randperm(num_classes, generator=generator) if order == "random" else range(num_classes),
+        }
+    return FrameHead(dim, num_classes, seed=seed, **options)
 
 
 def build_loss(fields: Mapping[str, object], class_counts: Sequence[int] | Tensor) -> Loss:

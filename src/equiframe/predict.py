@@ -13,7 +13,7 @@ import torch
 from equiframe.data.batches import Loader
 from equiframe.data.images import EXTENSIONS, unreadable
 from equiframe.data.sources import ImageSet, list_images
-from equiframe.deployed import Run, as_run
+from equiframe.deployed import Run, as_ranked
 from equiframe.errors import InputError
 from equiframe.model import Classifier, ModelCard
 from equiframe.numerics import choose_device
@@ -59,14 +59,17 @@ def predict(
     Args:
         model: a classifier, or the ``run`` of an `Exported` file (whose device is settled).
     """
-    run = as_run(model, card, choose_device(device)) if isinstance(model, Classifier) else model
+    if isinstance(model, Classifier):
+        ranked = as_ranked(model, card, choose_device(device))
+    else:
+        ranked = lambda pixels, k: model(pixels)[1].topk(k, dim=1)  # noqa: E731
     batches = Loader(
         ImageSet(np.zeros(len(images), dtype=np.int64), [str(p) for p in images], sources=list(images)),
         batch_size=batch_size, image_size=card.image_size, mean=card.mean, std=card.std, device=torch.device("cpu"),
         centre_crop=card.centre_crop,
     ).ordered_pixels()  # fmt: skip
     for pixels, _ in batches:
-        values, classes = run(pixels)[1].topk(min(top, len(card.class_names)), dim=1)
+        values, classes = ranked(pixels, min(top, len(card.class_names)))
         for row, ids in zip(values.tolist(), classes.tolist(), strict=True):
             yield [(card.class_names[k], p) for k, p in zip(ids, row, strict=True)]
 

@@ -63,7 +63,17 @@ class Recipe:
     method: str = _option("etf-la", "named method (equiframe methods lists them)")
     head: str | None = _option(None, "override the method's head")
     loss: str | None = _option(None, "override the method's loss")
-    geometry: str | None = _option(None, "frame: auto, simplex, orthoplex, kerdock, gold, embedded, code")
+    geometry: str | None = _option(None, "frame: auto, simplex, orthoplex, kerdock, gold, embedded, code, tree")
+    capacity: int | None = _option(None, "frame: classes that it has vectors for; those beyond the data's are reserved")
+    frame_order: str | None = _option(None, "frame: which class gets which vector: given, random, apart, together")
+    frame_order_after: float | None = _option(
+        None,
+        "frame_order apart, together: by class means of the features after this share of the run; 0: by mean images",
+    )
+    class_tree: tuple[int, ...] | None = _option(
+        None, "group of each class, as 0,0,1,1,2: measures mistake severity; geometry tree and frame_order follow it"
+    )
+    sibling_cosine: float | None = _option(None, "geometry tree: cosine between classes of a group")
     e_w: float | None = _option(None, "frame: squared length of class vectors, E_W")
     norm: str | None = _option(None, "head: batch or none, before the length is set")
     length: str | None = _option(None, "head: unit or free feature length")
@@ -76,6 +86,7 @@ class Recipe:
     reweight_from: float | None = _option(None, "loss: share of the run after which the class weighting begins")
     effective_beta: float | None = _option(None, "class weighting effective-number: beta")
     alignment: float | None = _option(None, "loss: weight of the features' transport cost to the frame (DisA); 0: off")
+    sampled_classes: int | None = _option(None, "loss sampled-ce: how many classes are drawn a step")
     label_smoothing: float | None = _option(None, "loss: label smoothing")
     tau: float | None = _option(None, "loss: strength of logit adjustment")
     vs_gamma: float | None = _option(None, "loss vs: exponent of the factor (n_k/n_max)^gamma on the logits")

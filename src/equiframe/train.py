@@ -25,6 +25,7 @@ from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
 from equiframe.numerics import Numerics, choose_numerics, keep_memory, reproducible
 from equiframe.optimise import WeightAverage, at_sharpest_point, build_optimizer, fixed_statistics, set_learning_rate
+from equiframe.ordering import order_epoch, order_frame
 from equiframe.parallel import World, joined
 from equiframe.profiling import StepProfiler, phase
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
@@ -337,6 +338,7 @@ def train(
     fields = resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
     check_tracks(recipe.track, build_loss(fields, [1, 1]))  # what can be refused is refused before any work
     check_backbone(recipe.backbone)
+    order_epoch(recipe)
     folder = RunFolder(out)
     with joined() as world:
         if not world.leads:
@@ -421,6 +423,13 @@ def _train(
             folder.path / "profile", model.backbone, card.image_size, loader.batch_size, device=numerics.device,
             dtype=dtype, say=say,
         )  # fmt: skip
+
+    def reorder(epochs_done: int) -> None:
+        """Find the frame's order, where this is the time."""
+        if order_epoch(recipe) == epochs_done:
+            images = make_loader(data.train, card, numerics, recipe)
+            say(order_frame(model, images, numerics, recipe, by_features=epochs_done > 0))
+
     tracker = Tracker(recipe, trainer.evaluated, criterion, data, card, numerics)
     try:
         if checkpoint is None:
@@ -430,12 +439,13 @@ def _train(
                 "processes": world.size,
             }
             world.first(lambda: folder.begin(asked, recipe, data.manifest, environment(numerics.device) | record))
+            reorder(0)
         else:
             _load_checkpoint(folder, trainer, checkpoint)
             say(f"continuing at epoch {trainer.epoch + 1}, step {trainer.step}")
         world.first(lambda: folder.rewind_history(trainer.epoch))
         with reproducible(recipe.deterministic):
-            _train_epochs(trainer, folder, tracker, say, progress, stop)
+            _train_epochs(trainer, folder, tracker, say, progress, stop, reorder)
     except Diverged as error:
         world.first(folder.discard)
         kept = world.first(lambda record=error.record: folder.keep_divergence(record))
@@ -454,6 +464,7 @@ def _train_epochs(
     say: Callable[[str], None],
     progress: Progress,
     stop: Callable[[], bool],
+    after_epoch: Callable[[int], None],
 ) -> None:
     """Train to the end, with a line of history and a checkpoint after each epoch and when somebody wants to stop."""
     epochs, world = trainer.recipe.epochs, trainer.world
@@ -482,6 +493,7 @@ def _train_epochs(
                 raise
             world.copy_buffers(trainer.evaluated)
             record |= tracker.record()
+            after_epoch(trainer.epoch)
             world.first(lambda record=record: folder.append_history(record))
             write_event(record)
             save()

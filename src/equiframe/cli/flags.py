@@ -60,7 +60,7 @@ def recipe_flags(parser: argparse.ArgumentParser, *, without: Sequence[str] = ()
             "help": (f.metadata["help"] + default).replace("%", "%%"),
         }
         kinds = typing.get_args(hints[f.name]) or (hints[f.name],)
-        if f.name == "class_counts":
+        if f.name in ("class_counts", "class_tree"):
             options |= {"type": whole_numbers, "metavar": "N,N,…"}
         elif bool in kinds:
             options["action"] = argparse.BooleanOptionalAction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +56,10 @@ class Frame(nn.Module):
     def logits(self, features: Tensor) -> Tensor:
         """Inner products ``features (B, D) -> (B, K)``; differentiable with respect to the features."""
         raise NotImplementedError
+
+    def pieces(self, features: Tensor) -> Iterator[Tensor]:
+        """The inner products of `logits` in pieces ``(B, n)``, in any order of classes, each of bounded size for a B of bounded size."""
+        yield self.logits(features)
 
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k largest inner products and their classes, each ``(B, k)``, largest first."""

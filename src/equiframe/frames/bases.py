@@ -169,14 +169,16 @@ class BasesFrame(Frame):
         return (slice(start, min(start + size, total)) for start in range(0, total, size))
 
     def logits(self, features: Tensor) -> Tensor:
+        pieces = list(self.pieces(features))
+        return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
+
+    def pieces(self, features: Tensor) -> Iterator[Tensor]:
         everything = torch.arange(self.num_bases, device=features.device)
-        pieces = []
         for part in self._chunks(self.num_bases, features.numel(), features.device):
             bases = everything[part]
             products = self._products(features, bases)
             both = torch.cat([products, -products], -1).flatten(1)
-            pieces.append(both[:, : self.num_classes - part.start * 2 * self.dim])
-        return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0]
+            yield both[:, : self.num_classes - part.start * 2 * self.dim]
 
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """The k largest inner products and their classes, each ``(B, k)``, largest first; exact.

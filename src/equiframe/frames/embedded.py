@@ -7,6 +7,8 @@ U has n Haar-distributed orthonormal columns in R^D, so all cosines are those of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -60,6 +62,9 @@ class EmbeddedFrame(Frame):
 
     def logits(self, features: Tensor) -> Tensor:
         return self.inner.logits(self._turn(features, self.isometry))
+
+    def pieces(self, features: Tensor) -> Iterator[Tensor]:
+        return self.inner.pieces(self._turn(features, self.isometry))
 
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return self.inner.topk(self._turn(features, self.isometry), k)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -45,6 +45,9 @@ class OrderedFrame(Frame):
 
     def logits(self, features: Tensor) -> Tensor:
         return self.frame.logits(features)[:, self.order]
+
+    def pieces(self, features: Tensor) -> Iterator[Tensor]:
+        return self.frame.pieces(features)
 
     def topk(self, features: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, vectors = self.frame.topk(features, k)
