@@ -15,6 +15,7 @@ from equiframe.measure import evaluate_run
 from equiframe.method import build_head, resolve_method
 from equiframe.model import load_classifier
 from equiframe.ordering import order_epoch, order_frame
+from equiframe.parallel import ALONE
 from equiframe.train import Interrupted, train
 
 SILENT = {"track": "none", "validation": 0.0}
@@ -23,6 +24,8 @@ TREE = (0, 1, 2, 2, 1, 2, 0, 1, 3, 3)
 
 class Batches:
     """A loader of six classes whose images come in three similar pairs; the features make other pairs."""
+
+    image_size, world = 4, ALONE
 
     def __init__(self):
         generator = torch.Generator().manual_seed(0)
