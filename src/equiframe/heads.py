@@ -239,7 +239,8 @@ class FrameHead(_NormalisedHead):
         geometry: ``auto`` (simplex if K ≤ D+1, orthoplex if K ≤ 2D, else as `choose_geometry` says), a name, or a `Frame`.
         norm: ``batch`` (the authors' BatchNorm before normalisation) or ``none``.
         length: ``unit`` (features of length √E_H) or ``free``.
-        e_w, e_h: squared lengths E_W of class vectors and E_H of features.
+        e_w: squared length E_W of class vectors.
+        e_h: squared length E_H of features.
         seed: of the frame's rotation (a given `Frame` has its own). The drawn frame is a buffer in the state dict, so a
             reloaded head is the saved one whatever seed the new object had.
         capacity: classes for which the frame is drawn, K or more; the vectors beyond K are reserved for `add_classes`.
@@ -406,7 +407,7 @@ class NearestFrameHead(FrameHead):
 
     Args:
         frame_rate: ρ in (0, 1].
-        others: as for `FrameHead`; the geometry is the simplex, so D ≥ K−1.
+        options: as for `FrameHead`; the geometry is the simplex, so D ≥ K−1.
 
     State: the buffers ``class_means (K, D)`` and the frame. Cost: one singular value decomposition of D × (K−1) a batch.
 
