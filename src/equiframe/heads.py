@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -407,7 +408,7 @@ class NearestFrameHead(FrameHead):
 
     Args:
         frame_rate: ρ in (0, 1].
-        options: as for `FrameHead`; the geometry is the simplex, so D ≥ K−1.
+        **options: as for `FrameHead`; the geometry is the simplex, so D ≥ K−1.
 
     State: the buffers ``class_means (K, D)`` and the frame. Cost: one singular value decomposition of D × (K−1) a batch.
 
@@ -418,7 +419,7 @@ class NearestFrameHead(FrameHead):
     observes = True
     class_means: Tensor
 
-    def __init__(self, dim: int, num_classes: int, *, frame_rate: float = 0.01, **options) -> None:
+    def __init__(self, dim: int, num_classes: int, *, frame_rate: float = 0.01, **options: Any) -> None:
         for name in ("capacity", "order"):
             if options.get(name) is not None:
                 raise InputError(f"{name} does not belong to a frame that follows its class means: take a FrameHead")
