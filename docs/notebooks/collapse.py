@@ -19,7 +19,7 @@ x, y = torch.tensor(images[chosen] / 16, dtype=torch.float32), torch.tensor(labe
 
 
 # %%
-def train(head: nn.Module, epochs: int = 100) -> tuple[list[dict[str, float]], ClassStatistics]:
+def train(head: nn.Module, epochs: int = 60) -> tuple[list[dict[str, float]], ClassStatistics]:
     """Measures after each tenth epoch, and the statistics at the end."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 32))
@@ -57,7 +57,7 @@ axes[1].set(title="NC2: distance from equal angles", xlabel="epoch", ylim=(0, No
 axes[0].legend()
 for axis, (name, (_, statistics)) in zip(axes[2:], runs.items(), strict=True):
     means = nn.functional.normalize(centred_means(statistics), dim=1)
-    shown = axis.imshow(means @ means.T, cmap="RdBu_r", vmin=-1, vmax=1)
+    shown = axis.imshow((means @ means.T).numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
     axis.set(title=f"class means, {name}", xticks=[], yticks=[])
 figure.colorbar(shown, ax=axes[2:], shrink=0.8, label="cosine")
 print(save(figure, __file__).name)

@@ -36,7 +36,7 @@ axis.set_box_aspect((1, 1, 1))
 for place, num in enumerate((17, 32, 200), start=2):
     vectors = frames[num].dense()
     axis = figure.add_subplot(1, 4, place)
-    shown = axis.imshow(vectors @ vectors.T, cmap="RdBu_r", vmin=-1, vmax=1)
+    shown = axis.imshow((vectors @ vectors.T).numpy(), cmap="RdBu_r", vmin=-1, vmax=1)
     name = type(frames[num]).__name__.removesuffix("Frame").lower()
     axis.set(title=f"{num} classes in 16-D: {name}", xticks=[], yticks=[])
 figure.colorbar(shown, ax=figure.axes[1:], shrink=0.8, label="cosine")

@@ -10,8 +10,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
-
 _WHERE = {
     "errors": ("InputError",),
     "frames": (
@@ -69,6 +67,7 @@ _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names
 __all__ = [*sorted(_MODULE_OF), "__version__"]
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
+    __version__: str
     from equiframe.angular import angular_regression as angular_regression
     from equiframe.errors import InputError as InputError
     from equiframe.frames import CodeFrame as CodeFrame
@@ -134,6 +133,13 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib import metadata
+
+        try:
+            return metadata.version("equiframe")
+        except metadata.PackageNotFoundError:  # the source beside no installation
+            return "0+unknown"
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'equiframe' has no attribute {name!r}")
     value = getattr(importlib.import_module(f"equiframe.{_MODULE_OF[name]}"), name)
