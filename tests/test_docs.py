@@ -34,7 +34,9 @@ def commands(page: Path) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in RUN_ELSEWHERE and blocks(p, "python")], ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name not in RUN_ELSEWHERE and blocks(p, "python")], ids=lambda p: p.stem
+)
 def test_python_of_a_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "python"):
@@ -58,12 +60,19 @@ def test_a_notebook_draws_its_picture(path, tmp_path, monkeypatch, capsys):
     runpy.run_path(str(path))
     assert (tmp_path / f"{path.stem}.png").stat().st_size > 10_000
     assert (path.with_suffix(".png")).is_file()
-    assert "![" in (DOCS / "notebooks" / "index.md").read_text(encoding="utf-8").split(f"{path.stem}.png")[0].splitlines()[-1]
+    assert (
+        "!["
+        in (DOCS / "notebooks" / "index.md").read_text(encoding="utf-8").split(f"{path.stem}.png")[0].splitlines()[-1]
+    )
     assert capsys.readouterr().out.endswith(f"{path.stem}.png\n")
 
 
 def test_the_site_builds_strictly_and_without_the_network(tmp_path):
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "NO_MKDOCS_2_WARNING": "1", "http_proxy": "http://127.0.0.1:9"}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "src"),
+        "NO_MKDOCS_2_WARNING": "1",
+        "http_proxy": "http://127.0.0.1:9",
+    }
     environment |= {"https_proxy": "http://127.0.0.1:9"}
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path / "site")],
