@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,11 @@ class HeadOutput:
 
     def products(self) -> Tensor:
         """Inner products w_kᵀh with all class vectors of a frame head, ``(B, K)``."""
-        return self.head.products(self.features)
+        return cast("FrameHead", self.head).products(self.features)
 
     def target_products(self, targets: Tensor) -> Tensor:
         """Inner products w_cᵀh with each sample's own class vector, ``(B,)``; nothing of size B×K is formed."""
-        return (self.features * self.head.vectors(targets)).sum(1)
+        return (self.features * cast("FrameHead", self.head).vectors(targets)).sum(1)
 
 
 class LogitsOutput(HeadOutput):
@@ -74,13 +74,13 @@ class LogitsOutput(HeadOutput):
 
     @property
     def logits(self) -> Tensor:
-        return self._logits
+        return cast(Tensor, self._logits)
 
     def products(self) -> Tensor:
-        return self._logits / self.head.logit_scale
+        return self.logits / cast("FrameHead", self.head).logit_scale
 
     def target_products(self, targets: Tensor) -> Tensor:
-        return self._logits.gather(1, targets[:, None])[:, 0] / self.head.logit_scale
+        return self.logits.gather(1, targets[:, None])[:, 0] / cast("FrameHead", self.head).logit_scale
 
 
 class Head(nn.Module):
@@ -439,7 +439,7 @@ class NearestFrameHead(FrameHead):
             if not moved.isfinite().all():  # the run has diverged, and its loss will say so
                 return
             self.class_means = moved  # new tensors: an earlier batch's graph may still need the old ones
-            self.frame.class_vectors = nearest_simplex(moved, previous=self.frame.class_vectors)
+            self.frame.class_vectors = nearest_simplex(moved, previous=cast(Tensor, self.frame.class_vectors))
 
     def extra_repr(self) -> str:
         return f"frame_rate={self.frame_rate}, {super().extra_repr()}"

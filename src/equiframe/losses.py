@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -281,11 +281,17 @@ class Loss(nn.Module):
         self.register_buffer("class_counts", class_counts, persistent=False)
         weights = None
         if class_weighting == "class-balanced":
-            weights = class_balanced_weights(class_counts)
+            weights = class_balanced_weights(self.counts)
         elif class_weighting.startswith("effective-number"):
-            weights = effective_number_weights(class_counts, beta=effective_beta)
+            weights = effective_number_weights(self.counts, beta=effective_beta)
         self.register_buffer("fixed_weights", weights, persistent=False)
         self.at(0.0)
+
+    @property
+    def counts(self) -> Tensor:
+        """``class_counts`` where they are needed, and so known."""
+        assert self.class_counts is not None
+        return self.class_counts
 
     def at(self, done: float) -> None:
         """Say that a share ``done`` in [0, 1] of the run is done: from ``reweight_from`` on, classes are weighted."""
@@ -329,6 +335,7 @@ class Loss(nn.Module):
             return batch_balanced_weights(targets, num_classes)
         if self.class_weighting == "effective-number-mean":
             counts = target_counts(targets, num_classes)
+            assert self.fixed_weights is not None
             return self.fixed_weights * counts.sum() / (self.fixed_weights * counts).sum()
         return self.fixed_weights
 
@@ -355,7 +362,7 @@ class CrossEntropy(Loss):
 
     pull_and_push = True
 
-    def __init__(self, *, label_smoothing: float = 0.0, **kwargs) -> None:
+    def __init__(self, *, label_smoothing: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         _check_range("label_smoothing", label_smoothing, below=1)
         self.label_smoothing = label_smoothing
@@ -374,18 +381,18 @@ class CrossEntropy(Loss):
 class LogitAdjustedCrossEntropy(CrossEntropy):
     """Cross-entropy of `adjust_logits`: logit adjustment with strength τ (Menon et al., ICLR 2021)."""
 
-    def __init__(self, *, tau: float = 1.0, **kwargs) -> None:
+    def __init__(self, *, tau: float = 1.0, **kwargs: Any) -> None:
         super().__init__(needs_counts=True, **kwargs)
         self.tau = float(tau)
 
     def training_logits(self, output: HeadOutput) -> Tensor:
-        return adjust_logits(output.logits, self.class_counts, tau=self.tau)
+        return adjust_logits(output.logits, self.counts, tau=self.tau)
 
 
 class BalancedSoftmax(LogitAdjustedCrossEntropy):
     """Balanced softmax (Ren et al., NeurIPS 2020): logit adjustment at τ = 1."""
 
-    def __init__(self, **kwargs) -> None:
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(tau=1.0, **kwargs)
 
 
@@ -400,7 +407,7 @@ class SampledCrossEntropy(Loss):
         tau: τ of the logit adjustment; above 0 it needs ``class_counts``.
     """
 
-    def __init__(self, *, sampled_classes: int = 1024, tau: float = 0.0, **kwargs) -> None:
+    def __init__(self, *, sampled_classes: int = 1024, tau: float = 0.0, **kwargs: Any) -> None:
         super().__init__(needs_counts=tau > 0, **kwargs)
         _check_range("tau", tau)
         if sampled_classes < 1:
@@ -414,7 +421,7 @@ class SampledCrossEntropy(Loss):
         classes = torch.randint(head.num_classes, (self.sampled_classes,), device=features.device)
         own, others = head.logits_of_own(features, targets), head.logits_of(features, classes)
         if self.tau:
-            prior = self.tau * torch.log(self.class_counts / self.class_counts.sum())
+            prior = self.tau * torch.log(self.counts / self.counts.sum())
             own, others = own + prior[targets], others + prior[classes]
         return sampled_cross_entropy(own, others, targets, classes, head.num_classes)
 
@@ -422,13 +429,13 @@ class SampledCrossEntropy(Loss):
         return -F.log_softmax(self._adjusted(output.logits), dim=1)
 
     def _adjusted(self, logits: Tensor) -> Tensor:
-        return adjust_logits(logits, self.class_counts, tau=self.tau) if self.tau else logits
+        return adjust_logits(logits, self.counts, tau=self.tau) if self.tau else logits
 
 
 class FocalLoss(Loss):
     """`focal_loss` of the head's logits."""
 
-    def __init__(self, *, focal_gamma: float = 2.0, **kwargs) -> None:
+    def __init__(self, *, focal_gamma: float = 2.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         _check_range("focal_gamma", focal_gamma)
         self.gamma = float(focal_gamma)
@@ -450,10 +457,12 @@ class LDAM(Loss):
     Source: Cao et al., NeurIPS 2019, eq. 12 and 13.
     """
 
-    def __init__(self, *, max_margin: float = 0.5, **kwargs) -> None:
+    margins: Tensor
+
+    def __init__(self, *, max_margin: float = 0.5, **kwargs: Any) -> None:
         super().__init__(needs_counts=True, **kwargs)
         _check_range("max_margin", max_margin, below=2)
-        self.register_buffer("margins", ldam_margins(self.class_counts, max_margin=max_margin), persistent=False)
+        self.register_buffer("margins", ldam_margins(self.counts, max_margin=max_margin), persistent=False)
 
     def per_target(self, output: HeadOutput, targets: Tensor) -> Tensor:
         scale = output.head.cosine_scale
@@ -468,19 +477,19 @@ class VectorScaling(CrossEntropy):
 
     pull_and_push = False  # Δ_k stands before each
 
-    def __init__(self, *, vs_gamma: float = 0.3, tau: float = 1.0, **kwargs) -> None:
+    def __init__(self, *, vs_gamma: float = 0.3, tau: float = 1.0, **kwargs: Any) -> None:
         super().__init__(needs_counts=True, **kwargs)
         _check_range("vs_gamma", vs_gamma)
         self.gamma, self.tau = float(vs_gamma), float(tau)
 
     def training_logits(self, output: HeadOutput) -> Tensor:
-        return vector_scaling(output.logits, self.class_counts, gamma=self.gamma, tau=self.tau)
+        return vector_scaling(output.logits, self.counts, gamma=self.gamma, tau=self.tau)
 
 
 class SquaredError(Loss):
     """`squared_error` of the head's logits (Hui & Belkin, ICLR 2021)."""
 
-    def __init__(self, *, mse_kappa: float = 1.0, mse_target: float = 1.0, **kwargs) -> None:
+    def __init__(self, *, mse_kappa: float = 1.0, mse_target: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         for name, value in (("mse_kappa", mse_kappa), ("mse_target", mse_target)):
             if not (value > 0 and math.isfinite(value)):
@@ -518,7 +527,7 @@ class DotRegression(Loss):
 class ReleasedDotRegression(DotRegression):
     """`released_dot_regression`: what the authors' code computes, with its optional penalty on ‖h‖."""
 
-    def __init__(self, *, length_penalty: float = 0.0, **kwargs) -> None:
+    def __init__(self, *, length_penalty: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.length_penalty = float(length_penalty)
 

@@ -57,7 +57,7 @@ def load_features(path: str | Path) -> dict[str, Tensor]:
     }
 
 
-def _num_classes(arrays: dict) -> int:
+def _num_classes(arrays: dict[str, Tensor]) -> int:
     """The largest K that any of the arrays speaks of, and at least 2."""
     named = [
         arrays[name].shape[axis] for name, axis in (("class_vectors", 0), ("bias", 0), ("logits", -1)) if name in arrays

@@ -92,6 +92,7 @@ class ClassStatistics:
     origin: Tensor
     sums: Tensor
     gram: Tensor
+    _gram: Tensor
     signs: Tensor
     signed: Tensor
 
@@ -264,7 +265,8 @@ class ClassStatistics:
 
     def _flush(self) -> None:
         if self._filled:
-            _add_gram(self._gram, self._block[: self._filled])  # type: ignore[index]
+            assert self._block is not None
+            _add_gram(self._gram, self._block[: self._filled])
             self._filled = 0
 
     # --- merging ------------------------------------------------------------------------------------------------------

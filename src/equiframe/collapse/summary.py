@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,7 +62,8 @@ def collapse_measures(
         few: mask of the few-shot classes, for the minority-collapse angles.
         full: also the measures that cost more.
     """
-    s, w, c = statistics, class_vectors, {"center": center}
+    s, w = statistics, class_vectors
+    c: dict[str, Any] = {"center": center}
     values: dict[str, float] = {}
     if s.within != "none":
         values["nc1"] = nc1(s, **c)

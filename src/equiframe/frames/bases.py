@@ -94,6 +94,7 @@ class BasesFrame(Frame):
 
     signs: Tensor  # (D,) ±1, which also carry dtype and device
     stretches: Tensor  # (bases, a): which row of ±H_b a stretch of a basis's first vector is
+    walsh: Tensor  # (2b, b): H and −H of the low digits
     low: Tensor  # (bases, b): (−1)^q of the low digits; 0 for the standard basis
     block: Tensor  # Hadamard matrix and its negative
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 import torch
 
 from equiframe.errors import InputError, unknown
@@ -14,7 +17,7 @@ from equiframe.frames.order import OrderedFrame
 from equiframe.frames.orthoplex import OrthoplexFrame
 from equiframe.frames.simplex import SimplexFrame
 
-GEOMETRIES: dict[str, type[Frame]] = {
+GEOMETRIES: dict[str, Callable[..., Frame]] = {
     "simplex": SimplexFrame,
     "orthoplex": OrthoplexFrame,
     "kerdock": KerdockFrame,
@@ -107,7 +110,7 @@ def _reason(frame: Frame) -> str:
         return f"K <= 2D = {2 * d}: an orthonormal basis and its negatives"
     if frame.geometry == "code":
         return f"optimised from a seed; K <= {MOST}, coherence measured"
-    bases: BasesFrame = frame.inner if isinstance(frame, EmbeddedFrame) else frame
+    bases = cast(BasesFrame, frame.inner if isinstance(frame, EmbeddedFrame) else frame)
     n = bases.dim
     text = f"K <= {capacity(n)}: {bases.num_bases} orthonormal bases of R^{n} and their negatives"
     if n < d:
