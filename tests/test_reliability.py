@@ -494,11 +494,11 @@ def bad_steps(monkeypatch):
     def make(steps):
         backward = Trainer._backward
 
-        def bad(self, images, targets):
+        def bad(self, part, **options):
             what = steps.get((self.epoch, self.step))
             if what == "loss":  # as it happens: an image that is not finite, and so the running statistics of BatchNorm
-                images = images * float("nan")
-            loss = backward(self, images, targets)
+                part = part._replace(images=part.images * float("nan"))
+            loss = backward(self, part, **options)
             if what == "gradient":
                 next(p for p in self.model.parameters() if p.grad is not None).grad.view(-1)[0] = float("inf")
             return loss
@@ -619,8 +619,8 @@ def test_deterministic_is_said_and_holds(recipe, data, whole, tmp_path, monkeypa
     weights = (tmp_path / "run/model.safetensors").read_bytes()
     assert weights == (whole / "model.safetensors").read_bytes()  # on CPU nothing changes
 
-    def without_such_an_algorithm(self, images, targets):
-        images.put_(torch.tensor([0]), torch.tensor([0.0]))
+    def without_such_an_algorithm(self, part, **options):
+        part.images.put_(torch.tensor([0]), torch.tensor([0.0]))
 
     monkeypatch.setattr(Trainer, "_backward", without_such_an_algorithm)
     with pytest.raises(InputError, match=r"--deterministic cannot work here: put_"):

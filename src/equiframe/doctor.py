@@ -267,12 +267,11 @@ def time_training(
             criterion = build_loss(card.method_fields, card.train_counts).to(numerics.device)
             trainer = Trainer(fields, model, criterion, optimizer, loader, numerics)
             model.train()
-            batches = (b for epoch in range(10**6) for b in loader.epoch(epoch))
+            batches = (b for epoch in range(10**6) for b in trainer.world.steps(loader.parts(epoch)))
 
             def step() -> tuple[float, float]:
                 started = time.perf_counter(), time.process_time()
-                images, targets = next(batches)
-                loss = trainer.train_step(images, targets, 1e-9)
+                loss = trainer.train_step(next(batches), 1e-9)
                 float(loss)  # waits for a GPU
                 return time.perf_counter() - started[0], time.process_time() - started[1]
 
