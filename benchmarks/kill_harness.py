@@ -344,7 +344,8 @@ def main() -> None:
     died = [d for event in events for d in event["deaths"] if d["died in"] != "ended before"]
     summary = {
         "date": date.today().isoformat(), "command": " ".join(sys.argv), "torch": str(torch.__version__),
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}", "recipes": recipes,
+        "machine": f"{os.cpu_count()} cores, {platform.machine()}",
+        "recipes": {name: fields | {"data": Path(fields["data"]).name} for name, fields in recipes.items()},
         "kills": len(died), "by kind": Counter(d["kind"] for d in died), "died in": Counter(d["died in"] for d in died),
         "plans that came too late": sum(len(e["deaths"]) for e in events) - len(died),
         "runs continued": len(events), "different": len(failed), "control came out different in": control,

@@ -2,9 +2,9 @@
 
     python benchmarks/lower_bounds.py --python python3.10 --venv /tmp/lower --out benchmarks/results/lower_bounds.json
 
-``name>=1.2`` becomes ``name==1.2`` for every dependency of the package and of its extras (pip then brings the torchvision of
-that torch; a version that was never published for this Python fails here, which is the point). Words after ``--`` go to
-pytest.
+``name>=1.2`` becomes ``name==1.2`` for every dependency of the package and of the extras that users install (pip then brings what
+these need; a version that was never published for this Python fails here, which is the point). What only tests need (the extra
+``dev``) comes as new as fits. Words after ``--`` go to pytest.
 """
 
 from __future__ import annotations
@@ -33,17 +33,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--python", default="python3.10")
     parser.add_argument("--venv", type=Path, default=Path("/tmp/equiframe-lower-bounds"))
-    parser.add_argument("--without", default="hub", help="extras that are left out, with commas")
+    parser.add_argument(
+        "--without", default="hub", help="extras that are not pinned, with commas (transformers 5 needs a newer hub)"
+    )
     parser.add_argument("--out", type=Path, help="write versions and the tests' summary as JSON")
     parser.add_argument("pytest", nargs="*", help="what pytest gets")
     arguments = parser.parse_args()
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = {k: v for k, v in project["optional-dependencies"].items() if k not in arguments.without.split(",")}
-    wanted = lowest(project["dependencies"]) + [name for extra in extras.values() for name in lowest(extra)]
+    extras = project["optional-dependencies"]
+    pinned = [name for name in extras if name not in ("dev", "docs", *arguments.without.split(","))]
+    wanted = lowest(project["dependencies"]) + [name for extra in pinned for name in lowest(extras[extra])]
+    tools = [text for text in extras["dev"] if not text.startswith(("equiframe", "ruff", "mypy", "hatch"))]
     python = arguments.venv / "bin" / "python"
     if not python.exists():
         subprocess.run([arguments.python, "-m", "venv", arguments.venv], check=True)
-    subprocess.run([python, "-m", "pip", "install", "-q", *dict.fromkeys(wanted)], check=True)
+    subprocess.run([python, "-m", "pip", "install", "-q", *dict.fromkeys(wanted), *tools], check=True)
     freeze = subprocess.run([python, "-m", "pip", "freeze"], check=True, capture_output=True, text=True).stdout.split(
         "\n"
     )

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from conftest import encoded, picture, tiny_fields, write_class, write_parquet
 from equiframe import files
 from equiframe.cli import main
+from equiframe.cli.terminal import write_page
 from equiframe.data.dataset import Dataset, ImageSet
 from equiframe.data.lists import read_list
 from equiframe.data.prepare import _indices_from_manifest, indices_hash, prepare_data
@@ -275,23 +276,83 @@ def test_a_slow_disk_is_told_and_loses_nothing(recipe, data, whole, tmp_path, mo
     assert outcome(tmp_path / "run") == outcome(whole)
 
 
-@pytest.mark.parametrize("name", ["recipe.yaml", "environment.json", "split.json", "details.json", "metrics.json",
-                                  "model.json", "model.safetensors", "predictions.npz"])  # fmt: skip
-def test_a_flipped_bit_is_found(whole, tmp_path, name):
-    shutil.copytree(whole, tmp_path / "run")
-    folder, path = RunFolder(tmp_path / "run"), tmp_path / "run" / name
+FILES = ("checkpoints/last.pt", "checksums.json", "details.json", "environment.json", "history.jsonl", "metrics.json", "model.json",
+         "model.safetensors", "predictions.npz", "recipe.yaml", "report.html", "split.json")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reported(whole, tmp_path_factory):
+    """A finished run with its page; each test leaves it as it was."""
+    path = tmp_path_factory.mktemp("reported") / "run"
+    shutil.copytree(whole, path)
+    write_page(path)
+    return path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_is_found(reported, name):
+    """By whoever reads the file, and by the check of the whole folder."""
+    folder, path = RunFolder(reported), reported / name
     good = path.read_bytes()
-    readers = {"recipe.yaml": folder.recipe, "predictions.npz": lambda: folder.read_arrays(name)}
+    readers = {"recipe.yaml": folder.recipe, "predictions.npz": lambda: folder.read_arrays(name),
+               "checkpoints/last.pt": folder.load_checkpoint, "history.jsonl": folder.history}  # fmt: skip
     if name.startswith("model"):
         readers[name] = lambda: load_classifier(folder.path)
-    read = readers.get(name, lambda: folder.read_json(name))
-    read()
+    read = (
+        folder.verify
+        if name in ("report.html", "checksums.json")
+        else readers.get(name, lambda: folder.read_json(name))
+    )
+    for check in (read, folder.verify):
+        check()
     choice = random.Random(name)
-    for _ in range(8):
+    places = [len(good) - 1, *(choice.randrange(len(good)) for _ in range(8))]
+    own = good.find(b'"checksums.json"')  # a table of another name for itself says nothing less about the others
+    for place in places:
         bad = bytearray(good)
-        bad[choice.randrange(len(bad))] ^= 1 << choice.randrange(8)
+        bad[place] ^= 1 << choice.randrange(8)
+        if own >= 0 and own <= place < own + 20:
+            continue
         path.write_bytes(bad)
-        with pytest.raises(InputError):
+        for check in (read, folder.verify):
+            with pytest.raises(InputError):
+                check()
+    path.write_bytes(good)
+
+
+def test_each_file_of_a_run_is_known(reported):
+    assert (
+        tuple(sorted(str(p.relative_to(reported)) for p in reported.rglob("*") if p.is_file() and p.name != ".lock"))
+        == FILES
+    )
+
+
+def test_a_history_knows_its_lines(tmp_path):
+    """Lines that came after the last checkpoint may be cut by a crash; those before it may not change."""
+    folder = RunFolder(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    folder.keep_history([])
+    for epoch in range(3):
+        folder.append_history({"epoch": epoch, "loss": 1.5})
+        if epoch < 2:
+            folder.save_checkpoint({})
+    content = (tmp_path / "history.jsonl").read_bytes()
+    for cut in (0, 1, 2, 26):
+        (tmp_path / "history.jsonl").write_bytes(content[: len(content) - cut])
+        assert [r["epoch"] for r in RunFolder(tmp_path).history()][:2] == [0, 1]
+    for damaged in (content.replace(b"1.5", b"1.7", 1), content[40:], content.splitlines(keepends=True)[0], b""):
+        (tmp_path / "history.jsonl").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"history\.jsonl is damaged"):
+            RunFolder(tmp_path).history()
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/../../secret"])
+def test_a_table_of_checksums_stays_in_its_folder(stopped, tmp_path, name):
+    shutil.copytree(stopped, tmp_path / "run")
+    (tmp_path / "secret").write_text("x")
+    (tmp_path / "run" / "checksums.json").write_text(json.dumps({name: ["00", "11"]}))
+    for read in (RunFolder(tmp_path / "run").verify, lambda: files.settle_checksums(tmp_path / "run")):
+        with pytest.raises(InputError, match="is outside the folder"):
             read()
 
 

@@ -60,8 +60,8 @@ def read_limited(path: Path, at_most: int) -> bytes:
 
 # --- checksums --------------------------------------------------------------------------------------------------------
 #
-# checksums.json: name → SHA-256 of every content that the file may rightly have. A new content is announced beside the
-# present one before the file is replaced, so that a crash between the two leaves a table that is true.
+# checksums.json: name → SHA-256 of every content that the file may rightly have, and of the table itself. A new content is
+# announced beside the present one before the file is replaced, so that a crash between the two leaves a table that is true.
 
 
 def checksum(content: bytes) -> str:
@@ -75,6 +75,12 @@ def read_checksums(folder: Path) -> dict[str, list[str]]:
         table = json.loads(read_limited(folder / CHECKSUMS, 1 << 20))
         if not all(isinstance(sums, list) for sums in table.values()):
             raise ValueError("not a table of checksums")
+        for name in table:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"{name[:60]!r} is outside the folder")
+        own = table.pop(CHECKSUMS, None)
+        if own not in (None, [_table_sum(table)]):
+            raise ValueError("it does not match its own checksum")
     except FileNotFoundError:
         return {}
     except (ValueError, AttributeError, RecursionError) as error:
@@ -83,7 +89,11 @@ def read_checksums(folder: Path) -> dict[str, list[str]]:
 
 
 def write_checksums(folder: Path, table: Mapping[str, list[str]]) -> None:
-    atomic_write(folder / CHECKSUMS, json.dumps(dict(table), indent=1) + "\n")
+    atomic_write(folder / CHECKSUMS, json.dumps({**table, CHECKSUMS: [_table_sum(table)]}, indent=1) + "\n")
+
+
+def _table_sum(table: Mapping[str, list[str]]) -> str:
+    return checksum(json.dumps(dict(table)).encode())
 
 
 def announce(folder: Path, files: Mapping[str, bytes]) -> None:
@@ -110,9 +120,25 @@ def verify(folder: Path, name: str, content: bytes) -> None:
     """Raises `InputError` where a file's content is not what was written."""
     sums = read_checksums(folder).get(name)
     if sums is not None and checksum(content) not in sums:
-        raise InputError(
-            f"{folder / name} is damaged: it does not match {CHECKSUMS} (if you changed it on purpose, delete that file)"
-        )
+        raise _damaged(folder, name)
+
+
+def verify_lines(folder: Path, name: str, content: bytes) -> None:
+    """`verify` of a file that lines are added to: its checksum is that of the lines that were there when it was taken."""
+    sums, known = read_checksums(folder).get(name), hashlib.sha256()
+    if sums is None or known.hexdigest() in sums:
+        return
+    for line in content.splitlines(keepends=True):
+        known.update(line)
+        if known.hexdigest() in sums:
+            return
+    raise _damaged(folder, name)
+
+
+def _damaged(folder: Path, name: str) -> InputError:
+    return InputError(
+        f"{folder / name} is damaged: it does not match {CHECKSUMS} (if you changed it on purpose, delete that file)"
+    )
 
 
 # --- one process at a time --------------------------------------------------------------------------------------------

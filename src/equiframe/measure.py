@@ -106,7 +106,8 @@ def evaluate_run(
     data: str | None = None,
     data_root: str | None = None,
 ) -> dict[str, object]:
-    """Measure a finished run again: its saved model on its own images (``split.json``), nothing written.
+    """Measure a finished run again: its saved model on its own images (``split.json``), nothing written. All files of the run
+    are held against their checksums first.
 
     ``data`` and ``data_root`` say where these images lie now, if not where the run found them.
 
@@ -114,6 +115,7 @@ def evaluate_run(
         InputError: if the folder is not a finished run, or its data has changed.
     """
     model, card, images, numerics, recipe = open_run(run, device=device, data=data, data_root=data_root)
+    RunFolder(run).verify()
     return measure(model, card, images, numerics, recipe, full=full).metrics
 
 

@@ -8,6 +8,7 @@ line an epoch), ``checkpoints/last.pt`` and the one before, ``previous.pt``, ``m
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -36,11 +37,13 @@ from equiframe.files import (
     read_limited,
     settle_checksums,
     verify,
+    verify_lines,
     write_checksums,
 )
 from equiframe.recipe import WITHOUT_EFFECT, Recipe, dump_recipe, load_recipe
 
 CHECKPOINTS = ("checkpoints/last.pt", "checkpoints/previous.pt")
+HISTORY = "history.jsonl"
 ARRAYS_LIMIT = 4 << 30  # bytes that predictions.npz may unpack to
 
 
@@ -66,6 +69,7 @@ class RunFolder:
         self._made: list[Path] = []  # folders that `begin` created, innermost first
         self._claimed = False
         self._lock: BinaryIO | None = None
+        self._history = hashlib.sha256()  # of the lines that this process wrote or left
 
     def __del__(self) -> None:
         self.release()
@@ -167,7 +171,7 @@ class RunFolder:
         """Take back `begin` if nothing was trained since: a run that failed at once leaves no folder behind."""
         if not self._claimed or any((self.path / name).exists() for name in CHECKPOINTS):
             return
-        for name in ("environment.json", "split.json", "history.jsonl", CHECKSUMS, "recipe.yaml", LOCK):
+        for name in ("environment.json", "split.json", HISTORY, CHECKSUMS, "recipe.yaml", LOCK):
             (self.path / name).unlink(missing_ok=True)
         for made in (self.path / "checkpoints", *self._made):
             with contextlib.suppress(OSError):  # not empty: somebody else's
@@ -188,13 +192,22 @@ class RunFolder:
         self.write_files({name: as_json(content)})
 
     def append_history(self, record: dict) -> None:
+        """Add a line. Its part in the file's checksum is recorded with the next checkpoint, or by `keep_history`."""
+        line = (json.dumps(record) + "\n").encode()
         try:
-            with open(self.path / "history.jsonl", "a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            with open(self.path / HISTORY, "ab") as file:
+                file.write(line)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise InputError(f"cannot write {self.path / 'history.jsonl'}: {error.strerror}") from error
+            raise InputError(f"cannot write {self.path / HISTORY}: {error.strerror}") from error
+        self._history.update(line)
+
+    def keep_history(self, records: Sequence[dict]) -> None:
+        """Write all lines anew."""
+        content = "".join(json.dumps(record) + "\n" for record in records).encode()
+        self.write_files({HISTORY: content})
+        self._history = hashlib.sha256(content)
 
     def save_checkpoint(self, state: dict) -> None:
         """Save as ``last.pt``; the one that was last stays as ``previous.pt``. A failure leaves both as they are."""
@@ -206,6 +219,7 @@ class RunFolder:
             now = table.get(last, [])[:1]
             table[previous] = now + table.get(previous, [])[:1]
             table[last] = [checksum(buffer.getbuffer()), *now]
+            table[HISTORY] = [self._history.hexdigest()]
             write_checksums(self.path, table)
             atomic_write(self.path / last, buffer.getbuffer(), keep=self.path / previous)
         except InputError as error:
@@ -264,15 +278,16 @@ class RunFolder:
 
     def history(self) -> list[dict]:
         """The epochs so far. A last line that a crash cut short is left out; a damaged one before it is an error."""
-        path = self.path / "history.jsonl"
-        records = []
-        lines = read_limited(path, JSON_LIMIT).splitlines() if path.is_file() else []
+        path = self.path / HISTORY
+        records, content = [], read_limited(path, JSON_LIMIT) if path.is_file() else b""
+        lines = content.splitlines()
         for number, line in enumerate(lines, 1):
             try:
                 records.append(json.loads(line))
             except ValueError as error:
                 if number < len(lines):
                     raise InputError(f"{path} is damaged: line {number} is no record") from error
+        verify_lines(self.path, HISTORY, content)
         return records
 
     def rewind_history(self, epochs: int) -> None:
@@ -280,8 +295,7 @@ class RunFolder:
         never written: from here on the run goes on."""
         settle_checksums(self.path)
         (self.path / "nonfinite.json").unlink(missing_ok=True)
-        kept = [r for r in self.history() if r["epoch"] < epochs]
-        self.write("history.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+        self.keep_history([r for r in self.history() if r["epoch"] < epochs])
 
     def load_checkpoint(self, say: Callable[[str], None] = lambda text: None) -> dict | None:
         """The last checkpoint, or the one before where the last is damaged (it is set aside as ``damaged.pt``) or a crash
@@ -318,6 +332,14 @@ class RunFolder:
         except Exception as error:  # a damaged file makes unpicklers raise all sorts; weights_only: none runs code
             reason = (str(error) or repr(error)).splitlines()[0]
             raise InputError(f"checkpoint {path} cannot be read: {reason}") from error
+
+    def verify(self) -> None:
+        """Raises `InputError` that names the first file that is not what was written."""
+        for name in read_checksums(self.path):
+            if name == HISTORY:
+                self.history()
+            elif (self.path / name).is_file():
+                verify(self.path, name, (self.path / name).read_bytes())
 
     @property
     def begun(self) -> bool:

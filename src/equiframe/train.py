@@ -600,8 +600,7 @@ def apply_second_stage(
     try:
         folder.begin(recipe, recipe, images.manifest, {})
         folder.write_json("environment.json", environment(numerics.device) | kept | {"second_stage_of": str(run)})
-        for epoch in first.history():
-            folder.append_history(epoch)
+        folder.keep_history(first.history())
         card = replace(card, method=recipe.method, temperature=None, temperature_from=None)
         return finish(folder, model, card, images, numerics, opened.with_(second_stage=stage, stage_tau=tau), say)
     except BaseException:

@@ -11,7 +11,7 @@ from pathlib import Path
 from equiframe.compare import COLUMNS, families
 from equiframe.errors import InputError
 from equiframe.report.runs import Group, RunData, group_runs
-from equiframe.runs import atomic_write
+from equiframe.runs import CHECKSUMS, announce, atomic_write
 from equiframe.summaries import Summary
 from equiframe.tracking import TRACKED_IMAGES
 from equiframe.verdicts import DIFFERENCE_COLUMNS, Verdicts, difference_note, difference_row, in_words, judge_runs
@@ -175,7 +175,10 @@ def write_report(runs: Sequence[RunData], path: str | Path, *, reference: str | 
     path = Path(path)
     if not path.parent.is_dir():
         raise InputError(f"no such folder: {path.parent}")
-    atomic_write(path, html)
+    content = html.encode(errors="surrogateescape")  # file names may hold bytes that are not UTF-8
+    if (path.parent / CHECKSUMS).is_file():
+        announce(path.parent, {path.name: content})
+    atomic_write(path, content)
     return path
 
 
