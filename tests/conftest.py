@@ -5,8 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import subprocess
 import sys
+import traceback
+import warnings
+from datetime import timedelta
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for this process and for those that tests start
@@ -167,5 +171,43 @@ def equiframe():
     def run(*arguments: object, **options: object) -> subprocess.CompletedProcess:
         command = [sys.executable, "-m", "equiframe", *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=100, **options)
+
+    return run
+
+
+@pytest.fixture
+def processes(tmp_path, monkeypatch):
+    """``processes(function, size)``: what ``function(World)`` returns in each of several forked processes, in the order of ranks.
+    One that dies leaves None, one that fails fails the test."""
+
+    import torch.distributed as dist
+
+    from equiframe.parallel import World
+
+    def run(function, size=2):
+        store = tmp_path / f"store-{len(list(tmp_path.glob('store-*')))}"
+        outcomes = [store.with_suffix(f".{rank}") for rank in range(size)]
+        children = []
+        for rank in range(size):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork beside threads; ours are idle
+                child = os.fork()
+            if child == 0:
+                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
+                try:
+                    dist.init_process_group(
+                        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+                    )
+                    outcome = (function(World(rank, size)), None)
+                except BaseException:
+                    outcome = (None, traceback.format_exc())
+                outcomes[rank].write_bytes(pickle.dumps(outcome))
+                os._exit(0)
+            children.append(child)
+        for child in children:
+            os.waitpid(child, 0)
+        found = [pickle.loads(file.read_bytes()) if file.exists() else (None, None) for file in outcomes]
+        assert not any(problem for _, problem in found), found
+        return [result for result, _ in found]
 
     return run

@@ -106,18 +106,27 @@ def test_the_check_can_fail():
 
 
 def test_importing_is_light():
-    """Against importing torch alone: at most 0.3 s more of processor time (best of 3), and no heavy module."""
-    code = (
-        "import sys, time, torch; t = time.process_time(); import equiframe; equiframe.FrameHead; equiframe.DotRegression; equiframe.attach;"
-        "equiframe.long_tail_indices; print(time.process_time() - t);"
-        "print([m for m in ('timm', 'torchvision', 'matplotlib', 'sklearn', 'torchmetrics', 'PIL', 'transformers') if m in sys.modules])"
-    )
-    outputs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split("\n")
-        for _ in range(3)
-    ]
-    assert outputs[0][1] == "[]"
-    assert min(float(seconds) for seconds, *_ in outputs) < 0.3
+    """Against importing torch alone: at most 0.3 s more of processor time (of 3 tries), and nothing heavy for a head, a loss and measures."""
+    code = """
+import json, sys, time, torch
+before, started = set(sys.modules), time.process_time()
+import equiframe
+head, loss = equiframe.FrameHead(16, 10, logit_scale=16.0), equiframe.DotRegression()
+equiframe.attach, equiframe.long_tail_indices
+seconds = time.process_time() - started
+loss(head(torch.randn(4, 16)), torch.tensor([0, 1, 2, 3]))
+import equiframe.collapse
+print(json.dumps([seconds, sorted({name.split(".")[0] for name in set(sys.modules) - before})]))
+"""
+    heavy = {"timm", "torchvision", "matplotlib", "sklearn", "scipy", "torchmetrics", "pyarrow", "pandas", "PIL", "yaml", "rich",
+             "jinja2", "transformers"}  # fmt: skip
+    for _ in range(3):  # a machine may be busy for a moment
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        seconds, loaded = json.loads(done.stdout)
+        assert not set(loaded) & heavy
+        if seconds < 0.3:
+            return
+    pytest.fail(f"importing equiframe took {seconds:.2f} s more than importing torch")
 
 
 def test_help_does_not_load_torch():

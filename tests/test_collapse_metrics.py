@@ -1,14 +1,10 @@
 """The torchmetrics classes: a collection with one state, and two processes that give one answer."""
 
 import copy
-import subprocess
-import sys
-from datetime import timedelta
 
 import pytest
 import torch
 from torch import distributed as dist
-from torch import multiprocessing
 from torchmetrics import MetricCollection
 
 from equiframe import collapse
@@ -116,40 +112,23 @@ def part_of(rank):
     return x[mine], y[mine], logits[mine].argmax(1), w
 
 
-def on_a_rank(rank, store):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    try:
-        x, y, predictions, w = part_of(rank)
-        metrics = collection(w, w + 100)
-        for a, b, c in zip(x.split(16), y.split(16), predictions.split(16), strict=True):
-            metrics.update(a, b, c)
-        synced = {name: float(value) for name, value in metrics.compute().items()}
-        statistics = ClassStatistics(K, D, class_means=w + 100).update(x, y, predictions)
-        together = statistics.merge_over_ranks()
-        states = [torch.empty_like(together.state) for _ in range(2)]
-        dist.all_gather(states, together.state)
-        assert torch.equal(*states)
-        assert statistics.num_samples == len(x)
-        return synced, together
-    finally:
-        dist.destroy_process_group()
+def on_a_rank(world):
+    x, y, predictions, w = part_of(world.rank)
+    metrics = collection(w, w + 100)
+    for a, b, c in zip(x.split(16), y.split(16), predictions.split(16), strict=True):
+        metrics.update(a, b, c)
+    synced = {name: float(value) for name, value in metrics.compute().items()}
+    statistics = ClassStatistics(K, D, class_means=w + 100).update(x, y, predictions)
+    together = statistics.merge_over_ranks()
+    states = [torch.empty_like(together.state) for _ in range(2)]
+    dist.all_gather(states, together.state)
+    assert torch.equal(*states)
+    assert statistics.num_samples == len(x)
+    return synced, together
 
 
-def test_two_processes_give_one_answer(tmp_path):
-    threads = torch.get_num_threads()
-    other = multiprocessing.get_context("spawn").Process(target=on_a_rank, args=(1, tmp_path / "store"))
-    other.start()
-    try:
-        synced, together = on_a_rank(0, tmp_path / "store")
-        other.join(60)
-        assert other.exitcode == 0
-    finally:
-        torch.set_num_threads(threads)
-        if other.is_alive():
-            other.terminate()
+def test_two_processes_give_one_answer(processes):
+    synced, together = processes(on_a_rank)[0]
     x, y, logits, w = data()
     s = ClassStatistics(K, D, class_means=w + 100).update(x, y, logits.argmax(1))
     expected = {k: v for k, v in collapse_measures(s, w, full=True).items() if k in synced}
@@ -157,8 +136,3 @@ def test_two_processes_give_one_answer(tmp_path):
     assert collapse_measures(together, w, full=True) == pytest.approx(collapse_measures(s, w, full=True), rel=1e-11)
     alone = ClassStatistics(K, D).update(*part_of(0)[:2])
     assert collapse.nc1(alone) != pytest.approx(collapse.nc1(s), rel=1e-3)  # that the check can fail
-
-
-def test_torchmetrics_is_not_imported_for_nothing():
-    code = "import sys, equiframe.collapse; sys.exit('torchmetrics' in sys.modules or 'scipy' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

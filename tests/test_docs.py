@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 from equiframe.cli import _parser
@@ -57,7 +58,8 @@ def test_commands_of_a_page_exist(page):
 def test_a_notebook_draws_its_picture(path, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(path), str(tmp_path)])
     monkeypatch.syspath_prepend(str(path.parent))
-    runpy.run_path(str(path))
+    with plt.rc_context():
+        runpy.run_path(str(path))
     assert (tmp_path / f"{path.stem}.png").stat().st_size > 10_000
     assert (path.with_suffix(".png")).is_file()
     assert (

@@ -1,8 +1,6 @@
 """Every geometry where it is used: mixed precision, compilation, two processes, state dicts, ranking in bounded memory, the command."""
 
 import itertools
-import multiprocessing
-from datetime import timedelta
 
 import pytest
 import torch
@@ -101,42 +99,25 @@ def test_a_state_dict_is_the_frame_whatever_the_seed(name):
     )
 
 
-def loss_on_a_rank(rank, store, seed):
+def loss_on_a_rank(world):
     """Gradients of the sum of all losses, for every frame, from this rank's half of the batch; ranks draw different frames and weights."""
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=timedelta(seconds=60)
-    )
-    try:
-        found = {}
-        for name in SIZES:
-            torch.manual_seed(seed + rank)
-            model = nn.Sequential(nn.Linear(SIZES[name][1], SIZES[name][1]), head_of(name, seed=seed + rank))
-            parallel = DistributedDataParallel(model)  # rank 0's parameters and buffers go to all
-            x, y = (part[rank::2] for part in batch(name))
-            output = parallel(x)
-            sum(loss(output, y) for loss in losses_of(model[1].num_classes)).backward()
-            found[name] = (model[0].weight.grad.clone(), model[1].class_vectors().clone())
-            every = [torch.empty_like(found[name][1]) for _ in range(2)]
-            dist.all_gather(every, found[name][1])
-            assert torch.equal(*every), name
-        return found
-    finally:
-        dist.destroy_process_group()
+    found = {}
+    for name in SIZES:
+        torch.manual_seed(5 + world.rank)
+        model = nn.Sequential(nn.Linear(SIZES[name][1], SIZES[name][1]), head_of(name, seed=5 + world.rank))
+        parallel = DistributedDataParallel(model)  # rank 0's parameters and buffers go to all
+        x, y = (part[world.rank :: 2] for part in batch(name))
+        output = parallel(x)
+        sum(loss(output, y) for loss in losses_of(model[1].num_classes)).backward()
+        found[name] = (model[0].weight.grad.clone(), model[1].class_vectors().clone())
+        every = [torch.empty_like(found[name][1]) for _ in range(2)]
+        dist.all_gather(every, found[name][1])
+        assert torch.equal(*every), name
+    return found
 
 
-def test_two_processes_train_on_one_frame(tmp_path):
-    threads = torch.get_num_threads()
-    other = multiprocessing.get_context("spawn").Process(target=loss_on_a_rank, args=(1, tmp_path / "store", 5))
-    other.start()
-    try:
-        found = loss_on_a_rank(0, tmp_path / "store", 5)
-        other.join(60)
-        assert other.exitcode == 0
-    finally:
-        torch.set_num_threads(threads)
-        if other.is_alive():
-            other.terminate()
+def test_two_processes_train_on_one_frame(processes):
+    found = processes(loss_on_a_rank)[0]
     for name, (gradient, _) in found.items():
         torch.manual_seed(5)
         model = nn.Sequential(nn.Linear(SIZES[name][1], SIZES[name][1]), head_of(name, seed=5))

@@ -48,7 +48,7 @@ def module_and_data(size: int = 64):
 def test_measures_in_lightning_are_those_of_one_pass(tmp_path, processes):
     module, data = module_and_data()
     trainer = lightning.Trainer(
-        max_epochs=2, accelerator="cpu", devices=processes, strategy="ddp_spawn" if processes > 1 else "auto",
+        max_epochs=2, accelerator="cpu", devices=processes, strategy="ddp_fork" if processes > 1 else "auto",
         default_root_dir=tmp_path, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip

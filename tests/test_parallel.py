@@ -1,20 +1,15 @@
 """Several processes train one model: the same images, the same result, one voice, and nobody left waiting."""
 
 import os
-import pickle
 import re
 import signal
 import sys
-import traceback
-import warnings
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch._dynamo  # every optimiser imports it; here it is done once, before processes are forked
-from torch import distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,40 +29,6 @@ from equiframe.runs import RunFolder
 from equiframe.train import Interrupted, Trainer, train
 
 TIMES = ("seconds", "images_per_second")
-
-
-@pytest.fixture
-def processes(tmp_path, monkeypatch):
-    """``processes(function, size)``: what ``function(World)`` returns in each of several forked processes, in the order of ranks.
-    One that dies leaves None, one that fails fails the test."""
-
-    def run(function, size=2):
-        store = tmp_path / f"store-{len(list(tmp_path.glob('store-*')))}"
-        outcomes = [store.with_suffix(f".{rank}") for rank in range(size)]
-        children = []
-        for rank in range(size):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork beside threads; ours are idle
-                child = os.fork()
-            if child == 0:
-                os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_RANK": str(rank)}
-                try:
-                    dist.init_process_group(
-                        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
-                    )
-                    outcome = (function(World(rank, size)), None)
-                except BaseException:
-                    outcome = (None, traceback.format_exc())
-                outcomes[rank].write_bytes(pickle.dumps(outcome))
-                os._exit(0)
-            children.append(child)
-        for child in children:
-            os.waitpid(child, 0)
-        found = [pickle.loads(file.read_bytes()) if file.exists() else (None, None) for file in outcomes]
-        assert not any(problem for _, problem in found), found
-        return [result for result, _ in found]
-
-    return run
 
 
 # --- what processes say to each other ---------------------------------------------------------------------------------

@@ -235,7 +235,7 @@ def features_gif(path: Path, *, loss: str = "dr", frames: int = 36, seed: int = 
         callback=lambda _, h: seen.append(h.clone()),
     )
     times = torch.logspace(0, math.log10(len(seen)), frames).long() - 1
-    figure = Figure(figsize=(4.6, 4.8))
+    figure = Figure(figsize=(4.6, 4.8), layout="none")  # whatever the user's settings are
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 0.94), projection="3d")
     axes.set_axis_off()
