@@ -211,3 +211,9 @@ def processes(tmp_path, monkeypatch):
         return [result for result, _ in found]
 
     return run
+
+
+@pytest.fixture
+def plain_pages(monkeypatch):
+    """Reports without their figures, which take a second each; the tests of reports and figures draw them."""
+    monkeypatch.setattr("equiframe.report.page._svg", lambda name, groups: None)

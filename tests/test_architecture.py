@@ -1,9 +1,12 @@
 """Imports go down only, as ARCHITECTURE.md draws them; importing the package stays light."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "equiframe"
 FLOORS = [  # from the ground up; modules of one floor do not import each other

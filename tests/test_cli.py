@@ -20,6 +20,8 @@ from equiframe.cli import _parser, main
 from equiframe.method import METHODS
 from equiframe.recipe import FIELD_NAMES
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 VERBS = ("train", "compare", "evaluate", "predict", "methods", "frame")
 
 

@@ -12,6 +12,8 @@ from equiframe.errors import InputError
 from equiframe.runs import RunFolder
 from equiframe.train import Interrupted
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 METHODS, SEEDS = ("ce", "etf-ce"), (0, 3)
 
 

@@ -4,12 +4,16 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
+
 from conftest import encoded, picture, tiny_flags
 from equiframe.cli import main
 from equiframe.cli.flags import default_out
 from equiframe.imbalance import class_profile
 from equiframe.recipe import Recipe
 from equiframe.train import train
+
+pytestmark = pytest.mark.usefixtures("plain_pages")
 
 
 def run(capsys, *arguments):

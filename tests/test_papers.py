@@ -17,6 +17,8 @@ from equiframe.papers.tables import DATA_SETS, TABLES
 from equiframe.papers.verdicts import HELD, NOT_HELD, UNTOLD, Verdict, judge, judge_all
 from equiframe.train import Interrupted
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 
 def run(capsys, *arguments):
     """(exit code, stdout, stderr) of a command in this process."""

@@ -28,6 +28,8 @@ from equiframe.recipe import Recipe
 from equiframe.runs import RunFolder
 from equiframe.train import Interrupted, Trainer, train
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 TIMES = ("seconds", "images_per_second")
 
 

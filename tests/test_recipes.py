@@ -17,6 +17,8 @@ from equiframe.method import METHOD_FIELDS, METHODS, build_head, resolve_method
 from equiframe.recipe import PACKAGED_RECIPES, Recipe, load_recipe, packaged_recipes
 from equiframe.variants import parse_variants
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 DOCS = Path(__file__).parents[1] / "docs" / "datasets.md"
 NAMES = sorted(packaged_recipes())
 

@@ -40,6 +40,8 @@ from equiframe.tracking import make_loader
 from equiframe.train import apply_second_stage, train
 from test_train import TIMING, assert_same_run, metrics_of, stop_at
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 COUNTS = [30, 12, 4]
 
 

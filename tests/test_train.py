@@ -26,6 +26,8 @@ from equiframe.recipe import Recipe
 from equiframe.runs import RunFolder
 from equiframe.train import Interrupted, Trainer, finish, learning_rate, settle, train
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 TIMING = ("seconds", "images_per_second")
 
 

@@ -12,6 +12,8 @@ from equiframe.recipe import FIELD_NAMES
 from equiframe.runs import RunFolder
 from equiframe.variants import Variant
 
+pytestmark = pytest.mark.usefixtures("plain_pages")
+
 CE, LA = Variant("ce"), Variant("etf-la")
 
 

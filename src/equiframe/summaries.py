@@ -58,10 +58,22 @@ def paired_difference(
     mean = statistics.fmean(differences)
     if n == 1:
         return PairedDifference(mean, None, None, 1)
-    from scipy.stats import t
-
-    half = float(t.ppf((1 + level) / 2, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    half = student_quantile((1 + level) / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
     return PairedDifference(mean, mean - half, mean + half, n)
+
+
+def student_quantile(p: float, degrees: float) -> float:
+    """The value below which Student's t lies with probability ``p`` in (0, 1); infinite ``degrees`` are the normal distribution."""
+    from scipy.special import ndtri, stdtrit  # scipy.stats takes a second to import
+
+    return float(ndtri(p) if math.isinf(degrees) else stdtrit(degrees, p))
+
+
+def student_tail(t: float, degrees: float) -> float:
+    """The probability in [0, 1] that Student's t lies above ``t``."""
+    from scipy.special import ndtr, stdtr
+
+    return float(ndtr(-t) if math.isinf(degrees) else stdtr(degrees, -t))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from equiframe.bootstrap import bootstrap_macro, percentile_interval
 from equiframe.errors import unknown
-from equiframe.summaries import holm, paired_difference
+from equiframe.summaries import holm, paired_difference, student_quantile, student_tail
 
 LEVEL = 0.95
 LEAST_SEEDS = 3  # two differences may agree by chance, and their sd then says nothing
@@ -167,14 +167,12 @@ def student(mean: float, of_seeds: float, degrees: int, of_images: float) -> tup
         of_seeds: :math:`s^2/n`, the variance of the mean over n seeds, with ``degrees`` = n − 1.
         of_images: :math:`v`, the variance that all seeds share (`shared_variance`).
     """
-    from scipy.stats import t
-
     variance = of_seeds + of_images
     if variance == 0:
         return (mean, mean), float(mean == 0)
     nu = degrees * (variance / of_seeds) ** 2 if of_seeds > 0 else math.inf
-    half = float(t.ppf((1 + LEVEL) / 2, nu)) * math.sqrt(variance)
-    return (mean - half, mean + half), float(2 * t.sf(abs(mean) / math.sqrt(variance), nu))
+    half = student_quantile((1 + LEVEL) / 2, nu) * math.sqrt(variance)
+    return (mean - half, mean + half), 2 * student_tail(abs(mean) / math.sqrt(variance), nu)
 
 
 def _called(family: Sequence[Comparison]) -> list[Comparison]:
