@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo  # every optimiser imports it; here it is done once, before processes are forked
+import torch.distributed.fsdp
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -23,7 +25,7 @@ from equiframe.errors import InputError
 from equiframe.heads import FrameHead, LinearHead
 from equiframe.losses import CrossEntropy, MixedTargets, rows_of
 from equiframe.model import build_classifier
-from equiframe.parallel import ALONE, Lost, World, joined
+from equiframe.parallel import ALONE, Lost, World, blocks_of, is_sharded, joined, own
 from equiframe.recipe import Recipe
 from equiframe.runs import RunFolder
 from equiframe.train import Interrupted, Trainer, train
@@ -479,6 +481,98 @@ def test_more_processes_than_the_checkpoint_knew_drop_out_other_features(process
 
     one, two, three = processes(mask, 3)
     assert len({bytes(x.numpy()) for x in (one, two, three)}) == 3
+
+
+# --- sharded ----------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(width, width, bias=False), nn.BatchNorm1d(width)
+
+    def forward(self, x):
+        return x + torch.tanh(self.norm(self.layer(x)))
+
+
+class Stacked(Normed):
+    """With blocks, and a parameter of one row, of which one process gets nothing."""
+
+    def __init__(self, inputs, width, dropout):
+        super().__init__(inputs, width, dropout)
+        self.blocks, self.scale = nn.Sequential(Block(width), Block(width)), nn.Parameter(torch.ones(1, width))
+
+    def forward(self, x):
+        return self.scale * self.blocks(super().forward(x))
+
+
+def test_blocks_are_found():
+    stem = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    stages = nn.ModuleList([nn.Sequential(Block(4), Block(4)), nn.Sequential(nn.Sequential(Block(4)), nn.ReLU())])
+    found = blocks_of(nn.Sequential(stem, nn.Flatten(), stages))
+    assert [type(block) for block in found] == [Block] * 3
+    assert blocks_of(Normed(3, 4, 0.0)) == []
+
+
+SHARDED = [{"method": "etf-la", "optimizer": "adamw", "lr": 1e-3}, {"sam": 0.05, "batch_size": 15, "accumulate": 2}]
+
+
+def test_a_sharded_backbone_trains_as_a_shared_one_and_continues_anywhere(processes, backbone, data, tmp_path):
+    backbone(Stacked)
+    recipes = [recipe_of(**fields) for fields in SHARDED]
+
+    def in_two(world):
+        compute_in(torch.float64)
+        parts, steps = [], Trainer.train_step
+        for i, recipe in enumerate(recipes):
+            train(recipe, tmp_path / f"shared-{i}", data=data)
+            train(recipe.with_(shard=True), tmp_path / f"sharded-{i}", data=data)
+
+        def look(self, *arguments):
+            loss = steps(self, *arguments)
+            kept = [self.optimizer.state[p]["exp_avg"] for p in self.model.backbone.parameters()]
+            whole = [p for p in self.model.backbone.parameters()]
+            parts.append([(own(p).numel(), own(p.grad).numel(), own(k).numel(), p.numel()) for p, k in zip(whole, kept, strict=True)])  # fmt: skip
+            parts.append([is_sharded(x) for x in self.model.state_dict().values()])
+            parts.append([is_sharded(x) for x in (*self.model.head.parameters(), *self.model.buffers())])
+            return loss
+
+        Trainer.train_step = look
+        stopping(recipes[0].with_(shard=True), tmp_path / "run", data, at=(0, 3))(world)
+        return parts[:3]
+
+    (parts, sharded, others), (parts_, _, _) = processes(in_two)
+    for mine, theirs in zip(parts, parts_, strict=True):
+        assert len(set(mine[:3])) == len(set(theirs[:3])) == 1  # weights, gradients and AdamW's averages alike
+        assert mine[0] + theirs[0] == mine[3] == theirs[3]
+        assert abs(mine[0] - theirs[0]) <= 16
+    assert any(sharded)
+    assert not any(others)
+    for i in range(len(recipes)):
+        assert_close(outcome(tmp_path / f"sharded-{i}"), outcome(tmp_path / f"shared-{i}"), 1e-12)
+    states = [RunFolder(tmp_path / f"{name}-0").load_checkpoint() for name in ("sharded", "shared")]
+    for one, two in zip(*(torch.utils._pytree.tree_leaves([s["model"], s["optimizer"]]) for s in states), strict=True):
+        torch.testing.assert_close(one, two)  # checkpoints are of one form
+    for name in ("by three", "by one", "shared by three"):
+        shutil.copytree(tmp_path / "run", tmp_path / name)
+
+    def in_three(world):
+        finished = stopping(recipes[0].with_(shard=True), tmp_path / "by three", data, resume=True, at=None)(world)
+        stopping(recipes[0], tmp_path / "shared by three", data, resume=True, at=None)(world)
+        return finished
+
+    def alone(world):
+        return stopping(recipes[0].with_(shard=True), tmp_path / "by one", data, resume=True, at=None)(world)
+
+    assert {how for how, _ in (*processes(in_three, 3), *processes(alone, 1))} == {"finished"}
+    for name in ("by three", "by one", "shared by three"):
+        assert_close(outcome(tmp_path / name), outcome(tmp_path / "shared-0"), 1e-8)
+
+
+@pytest.mark.parametrize("fields", [{"ema": 0.9}, {"compile": "on"}, {"precision": "float16"}])
+def test_what_a_sharded_backbone_cannot_do_is_said(fields):
+    with pytest.raises(InputError, match="a sharded backbone cannot"):
+        recipe_of(shard=True, **fields)
 
 
 # --- when something goes wrong ----------------------------------------------------------------------------------------

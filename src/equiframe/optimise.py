@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from equiframe.errors import InputError, unknown
+from equiframe.parallel import ALONE, World, own
 
 OPTIMIZERS = ("sgd", "adamw")
 
@@ -40,12 +41,11 @@ def build_optimizer(
     """
     if kind not in OPTIMIZERS:
         raise unknown("optimizer", kind, OPTIMIZERS)
-    if layer_decay == 1:
-        parameters = [p for module in (backbone, head) for p in module.parameters() if p.requires_grad]
-        groups = [{"params": parameters, "lr_scale": 1.0}]
-    else:
-        of_head = [p for p in head.parameters() if p.requires_grad]
-        groups = layer_groups(backbone, layer_decay) + ([{"params": of_head, "lr_scale": 1.0}] if of_head else [])
+    of_backbone, of_head = (
+        {"params": [p for p in module.parameters() if p.requires_grad], "lr_scale": 1.0} for module in (backbone, head)
+    )  # apart, because one of them may be sharded
+    layers = [of_backbone] if layer_decay == 1 else layer_groups(backbone, layer_decay)
+    groups = layers + ([of_head] if of_head["params"] else [])
     if kind == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(momentum, 0.999), weight_decay=weight_decay, foreach=True)
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, foreach=True)
@@ -88,19 +88,19 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
 
 
 @contextmanager
-def at_sharpest_point(parameters: Iterable[Tensor], rho: float) -> Iterator[None]:
+def at_sharpest_point(parameters: Iterable[Tensor], rho: float, world: World = ALONE) -> Iterator[None]:
     r"""Inside, the parameters stand at the worst point nearby, to first order; after it, where they were, to the bit.
 
     .. math:: \theta + \rho\, g/\lVert g\rVert, \qquad g = \nabla L(\theta)
 
-    g is what lies in ``.grad`` on entry, over all parameters together. The gradient that a backward pass inside leaves
+    g is what lies in ``.grad`` on entry, over all parameters together (and over the ``world`` that shares sharded ones). The gradient that a backward pass inside leaves
     is then that of sharpness-aware minimisation. Source: Foret et al., ICLR 2021.
     """
-    moved = [p for p in parameters if p.grad is not None]
+    parameters = [p for p in parameters if p.grad is not None]
+    moved, gradients = [own(p) for p in parameters], [own(p.grad) for p in parameters]
     before = [p.detach().clone() for p in moved]
-    gradients = [p.grad for p in moved]
     with torch.no_grad():
-        scale = rho / torch.nn.utils.get_total_norm(gradients).clamp_min(1e-12)
+        scale = rho / world.norm([p.grad for p in parameters]).clamp_min(1e-12)
         torch._foreach_add_(moved, torch._foreach_mul(gradients, scale))
     try:
         yield

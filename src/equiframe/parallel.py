@@ -151,6 +151,14 @@ class World:
         have, together, the gradient of one process's loss."""
         return features if self.size == 1 else _Rows.apply(features, self)
 
+    def norm(self, tensors: Sequence[Tensor]) -> Tensor:
+        """The Euclidean norm of tensors taken as one vector, of sharded ones in whole."""
+        total = torch.nn.utils.get_total_norm
+        shards, others = [own(x) for x in tensors if is_sharded(x)], [x for x in tensors if not is_sharded(x)]
+        if not shards:
+            return total(others)
+        return (self.add_(total(shards) ** 2) + total(others) ** 2).sqrt()
+
     def copy_buffers(self, module: nn.Module) -> None:
         """Give every process the first one's BatchNorm statistics, which are its own where nothing synchronises them."""
         if self.size == 1:
@@ -178,10 +186,26 @@ class World:
 
     # --- modules ------------------------------------------------------------------------------------------------------
 
+    def shard(self, module: nn.Module, device: torch.device) -> None:
+        """Leave each process its part of a module's parameters (along their first dimension), of their gradients and of what an
+        optimiser keeps of them, in place: torch's FSDP2. Each of `blocks_of` is put together where it computes, and gradients are
+        averaged over the processes. From here on all processes call the module as often; buffers stay whole.
+        """
+        if self.size == 1:
+            return
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(device.type, (self.size,))
+        for unit in (*blocks_of(module), module):
+            fully_shard(unit, mesh=mesh)
+
     def data_parallel(self, module: nn.Module) -> nn.Module:
         """The module with gradients averaged over the processes (torch's DistributedDataParallel); itself where nothing in
-        it trains, or this process is alone."""
+        it trains, this process is alone, or `shard` sees to it."""
         if self.size == 1 or not any(p.requires_grad for p in module.parameters()):
+            return module
+        if any(map(is_sharded, module.parameters())):
             return module
         parallel, device = nn.parallel.DistributedDataParallel, next(module.parameters()).device
         named = inspect.signature(parallel).parameters  # torch 2.14 gave the option another name
@@ -192,7 +216,7 @@ class World:
 
     @contextlib.contextmanager
     def alone(self, *modules: nn.Module) -> Iterator[None]:
-        """Inside, `data_parallel` modules keep their gradients to themselves."""
+        """Inside, `data_parallel` modules keep their gradients to themselves (a sharded one adds them up in its shards)."""
         with contextlib.ExitStack() as stack:
             for module in modules:
                 if isinstance(module, nn.parallel.DistributedDataParallel):
@@ -212,6 +236,49 @@ class World:
 
 
 ALONE = World()
+
+
+# --- shards -----------------------------------------------------------------------------------------------------------
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """What `World.shard` puts together at a time: the innermost items of the module's sequences that are made of layers, such as a
+    transformer's or a ResNet's blocks."""
+    sequences = nn.Sequential | nn.ModuleList
+
+    def inside(parent: nn.Module) -> list[nn.Module]:
+        found = []
+        for child in parent.children():
+            is_block = isinstance(parent, sequences) and not isinstance(child, sequences)
+            is_block = is_block and any(child.children()) and any(p.requires_grad for p in child.parameters())
+            found += inside(child) or ([child] if is_block else [])
+        return found
+
+    return inside(module)
+
+
+def is_sharded(value: object) -> bool:
+    """Whether it is a tensor of which each process has a part (a DTensor)."""
+    return hasattr(value, "full_tensor")
+
+
+def own(tensor: Tensor) -> Tensor:
+    """This process's part of a sharded tensor, in the same memory; any other tensor as it is."""
+    return tensor.detach().to_local() if is_sharded(tensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor put together, in all processes; any other tensor as it is."""
+    return tensor.detach().full_tensor() if is_sharded(tensor) else tensor
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor that every process has, sharded as another is; as it is where the other is not, or has another shape."""
+    if not is_sharded(like) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
 
 
 def started_rank() -> int:

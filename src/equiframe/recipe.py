@@ -108,6 +108,10 @@ class Recipe:
     batch_size: int = _option(128, "images of a forward pass, of all processes together")
     accumulate: int = _option(1, "forward passes a step: a step is this times --batch-size images")
     sync_batch_norm: bool = _option(True, "several processes: BatchNorm sees the batch of all, as one process does")
+    shard: bool = _option(
+        False,
+        "several processes: each keeps a part of the backbone's weights and of what the optimiser knows of them (FSDP2)",
+    )
     optimizer: str = _option("sgd", "sgd, or adamw (with a --lr of about 0.001)", ("sgd", "adamw"))
     lr: float = _option(0.1, "peak learning rate")
     momentum: float = _option(0.9, "momentum of SGD, beta1 of AdamW")
@@ -192,6 +196,13 @@ class Recipe:
             raise InputError(
                 "sharpness-aware steps need a gradient that is not scaled; take --precision float32 or bfloat16"
             )
+        for name, off in {"ema": 0.0, "compile": "off"}.items():
+            if self.shard and getattr(self, name) != off:
+                raise InputError(
+                    f"a sharded backbone cannot do {name} {getattr(self, name)}; take {name} {off}, or train without --shard"
+                )
+        if self.shard and self.precision == "float16":
+            raise InputError("a sharded backbone cannot scale its loss; take --precision bfloat16 or float32")
         if self.imbalance is not None and self.class_counts is not None:
             raise InputError("give imbalance or class_counts, not both")
 
@@ -214,7 +225,7 @@ DATA_FIELDS = (
     "data_mode", "augmentation", "centre_crop", "draft", "on_bad_image",
 )  # fmt: skip
 RENAMED = {"profile": "tail"}  # fields of recipes that were written under an earlier name
-WITHOUT_EFFECT = ("workers", "data_root", "download", "track", "log")  # fields that do not decide the result
+WITHOUT_EFFECT = ("workers", "data_root", "download", "track", "log", "shard")  # fields that do not decide the result
 
 
 _SHORT = reprlib.Repr()  # a few lines of YAML may stand for gigabytes

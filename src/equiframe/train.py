@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from equiframe.backbones import check_backbone
 from equiframe.data.batches import Loader, Part
@@ -26,7 +28,7 @@ from equiframe.model import Classifier, ModelCard, build_classifier, save_classi
 from equiframe.numerics import Numerics, choose_numerics, keep_memory, reproducible
 from equiframe.optimise import WeightAverage, at_sharpest_point, build_optimizer, fixed_statistics, set_learning_rate
 from equiframe.ordering import order_epoch, order_frame
-from equiframe.parallel import World, joined
+from equiframe.parallel import World, blocks_of, is_sharded, joined, own, sharded_like, whole
 from equiframe.profiling import StepProfiler, phase
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import RunFolder, as_json, as_npz, environment, settings_that_differ
@@ -67,7 +69,11 @@ def learning_rate(recipe: Recipe, done: float) -> float:
 
 @dataclass
 class Trainer:
-    """Model, loss and optimiser of a run, and the loop over them."""
+    """Model, loss and optimiser of a run, and the loop over them.
+
+    Attributes:
+        observed: the model that can be looked at between epochs, inside `together`: ``model`` itself unless its backbone is sharded.
+    """
 
     recipe: Recipe
     model: Classifier
@@ -75,6 +81,7 @@ class Trainer:
     optimizer: torch.optim.Optimizer
     loader: Loader
     numerics: Numerics
+    observed: Classifier | None = None
     epoch: int = 0
     step: int = 0  # of the epoch
     loss_sum: float = 0.0  # of the epoch's steps so far
@@ -84,6 +91,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.world = self.numerics.world
+        self.observed = self.observed or self.model
         backbone = torch.compile(self.model.backbone) if self.numerics.compile else self.model.backbone
         self.backbone, self.head = self.world.data_parallel(backbone), self.world.data_parallel(self.model.head)
         self.model.head.world = self.world
@@ -93,7 +101,23 @@ class Trainer:
     @property
     def evaluated(self) -> Classifier:
         """The model to measure and to save: the average of the weights where there is one."""
-        return self.model if self.average is None else self.average.model
+        return self.observed if self.average is None else self.average.model
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """Inside, `observed` has the weights of a sharded model, in all processes; outside, it takes no memory of a GPU."""
+        if self.observed is self.model:
+            yield
+            return
+        backbone = self.observed.backbone.to(self.numerics.device)
+        for tensor, sharded in zip(
+            backbone.state_dict().values(), self.model.backbone.state_dict().values(), strict=True
+        ):
+            tensor.copy_(whole(sharded))
+        try:
+            yield
+        finally:
+            backbone.to("cpu")
 
     def train_epoch(self, stop_requested: Callable[[], bool], progress: Progress) -> dict[str, float]:
         """The rest of the current epoch. Raises `Interrupted` between two steps on request."""
@@ -144,7 +168,8 @@ class Trainer:
         before = {n: b.clone() for n, b in self.model.named_buffers()} if skip else {}  # running statistics
         loss = self._gradients(parts)
         if self.recipe.sam:
-            with at_sharpest_point(self.model.parameters(), self.recipe.sam), fixed_statistics(self.model):
+            here = at_sharpest_point(self.model.parameters(), self.recipe.sam, self.world)
+            with here, fixed_statistics(self.model):
                 self._gradients(parts)
         with phase("optimiser"):
             good = not skip or not self.world.any(not math.isfinite(loss + self._largest_gradient()))
@@ -183,8 +208,9 @@ class Trainer:
     # --- what is not finite -------------------------------------------------------------------------------------------
 
     def _largest_gradient(self) -> Tensor:
-        """The largest absolute value of a gradient: not finite if one is not."""
-        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        """The largest absolute value of a gradient (in this process's shards): not finite if one is not."""
+        gradients = [own(p.grad) for p in self.model.parameters() if p.grad is not None]
+        gradients = [gradient for gradient in gradients if gradient.numel()]
         if not gradients:
             return torch.zeros((), device=self.numerics.device)
         return torch.nn.utils.get_total_norm(gradients, math.inf).float()
@@ -208,7 +234,7 @@ class Trainer:
         return self.loss_sum / max(1, self.step - len(self.skipped))
 
     def _check_weights(self, lr: float) -> None:
-        if self.world.any(not all(bool(x.isfinite().all()) for x in self.model.state_dict().values())):
+        if self.world.any(not all(bool(own(x).isfinite().all()) for x in self.model.state_dict().values())):
             raise self._diverged("a weight became infinite or NaN", self.step - 1, lr)
 
     def _record(self, what: str, step: int, lr: float) -> dict[str, object]:
@@ -229,15 +255,23 @@ class Trainer:
 
     def state(self) -> dict[str, object]:
         """All that continuing exactly needs; data order and augmentation follow from seed, epoch and step. Every process calls
-        it, for the generators of all."""
+        it, for the generators of all and to put shards together, which the first gets: a checkpoint looks the same whether
+        shared, sharded or neither."""
+
+        def put_together(value: object) -> object:
+            if not is_sharded(value):
+                return value
+            together = whole(value)
+            return together.cpu() if self.world.leads else None
+
         device = self.numerics.device
         cuda = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
         (rng, cuda_rng), *others = self.world.gather((torch.get_rng_state(), cuda))
         return {
             "recipe": self.recipe.to_dict(),
-            "model": self.model.state_dict(),
+            "model": tree_map(put_together, dict(self.model.state_dict())),
             "average": None if self.average is None else self.average.state(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": tree_map(put_together, self.optimizer.state_dict()),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "progress": {name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "seconds", "skipped")},
             "rng": rng,
@@ -246,8 +280,17 @@ class Trainer:
         }
 
     def load_state(self, state: dict) -> None:
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        mine = self.model.state_dict()
+        self.model.load_state_dict({name: sharded_like(x, mine[name]) for name, x in state["model"].items()})
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        of_each = {
+            i: {
+                name: sharded_like(x, parameters[i]) if isinstance(x, Tensor) else x for name, x in of_parameter.items()
+            }
+            for i, of_parameter in state["optimizer"]["state"].items()
+        }
+        # the groups are the recipe's, and earlier versions made others of the same parameters in the same order
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": of_each})
         if self.average is not None:
             self.average.load_state(state["average"])
         if self.scaler is not None:
@@ -407,6 +450,10 @@ def _train(
         accumulate=recipe.accumulate,
     )  # fmt: skip
     loader.check_parts()
+    observed = model
+    if recipe.shard and world.size > 1:
+        observed = Classifier(copy.deepcopy(model.backbone).cpu(), model.head)
+        world.shard(model.backbone, numerics.device)
     optimizer = build_optimizer(
         model.backbone, model.head, kind=recipe.optimizer, lr=recipe.lr, momentum=recipe.momentum,
         weight_decay=recipe.weight_decay, layer_decay=recipe.layer_decay,
@@ -416,7 +463,7 @@ def _train(
     criterion = build_loss(card.method_fields, card.train_counts).to(numerics.device)
     if not world.leads:
         world.own_generator(recipe.seed)
-    trainer = Trainer(recipe, model, criterion, optimizer, loader, numerics)
+    trainer = Trainer(recipe, model, criterion, optimizer, loader, numerics, observed)
     if profile:
         dtype = {"bfloat16": torch.bfloat16, "float32": torch.float32}[numerics.precision]
         trainer.profiler = StepProfiler(
@@ -428,7 +475,8 @@ def _train(
         """Find the frame's order, where this is the time."""
         if order_epoch(recipe) == epochs_done:
             images = make_loader(data.train, card, numerics, recipe)
-            say(order_frame(model, images, numerics, recipe, by_features=epochs_done > 0))
+            with trainer.together():
+                say(order_frame(trainer.observed, images, numerics, recipe, by_features=epochs_done > 0))
 
     tracker = Tracker(recipe, trainer.evaluated, criterion, data, card, numerics)
     try:
@@ -453,7 +501,7 @@ def _train(
     except InputError:
         world.first(folder.discard)
         raise
-    with reproducible(recipe.deterministic):
+    with reproducible(recipe.deterministic), trainer.together():
         return finish(folder, trainer.evaluated, card, data, numerics, recipe, say)
 
 
@@ -491,8 +539,9 @@ def _train_epochs(
             except Interrupted:
                 save()
                 raise
-            world.copy_buffers(trainer.evaluated)
-            record |= tracker.record()
+            with trainer.together():
+                world.copy_buffers(trainer.evaluated)
+                record |= tracker.record()
             after_epoch(trainer.epoch)
             world.first(lambda record=record: folder.append_history(record))
             write_event(record)
@@ -510,7 +559,7 @@ def _load_checkpoint(folder: RunFolder, trainer: Trainer, checkpoint: dict) -> N
         if difference:
             raise InputError(f"checkpoint {where} belongs to another recipe ({difference})")
         trainer.load_state(checkpoint)
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise InputError(f"checkpoint {where} does not fit this run: {error!r}") from error
 
 
@@ -638,6 +687,11 @@ def _describe(
         f"a step of {recipe.batch_size * recipe.accumulate} images is shared by {numerics.world.size} process(es), in "
         f"{recipe.accumulate} part(s) each; BatchNorm sees "
         + ("a part of one process" if not recipe.sync_batch_norm else "a part of all processes")
+        + (
+            f"; the backbone is sharded and put together in {len(blocks_of(model.backbone)) + 1} piece(s)"
+            if recipe.shard
+            else ""
+        )
     ]
     tried = "; tried " + ", ".join(f"{k}: {v:g} img/s" for k, v in numerics.trial.items()) if numerics.trial else ""
     return [
