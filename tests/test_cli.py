@@ -351,3 +351,36 @@ def test_compare_has_no_single_method_or_seed(capsys):
     code, _, error = run(capsys, "compare", "digits", "--method", "ce")
     assert code == 2
     assert "'--methods'" in error
+
+
+def test_the_shell_completes(tmp_path, capsys):
+    """In a real bash: verbs, a verb's options, a field's choices, methods and files."""
+    code, out, _ = run(capsys, "--print-completion", "bash")
+    assert code == 0
+    (tmp_path / "completion").write_text(out)
+    (tmp_path / "pets").mkdir()
+    ask = r"""
+source completion
+for words in "$@"; do
+  COMP_WORDS=($words); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); COMPREPLY=()
+  $(complete -p equiframe | sed 's/.*-F \([^ ]*\).*/\1/') equiframe "${COMP_WORDS[COMP_CWORD]}" ""
+  echo ${COMPREPLY[@]}
+done
+"""
+    typed = (
+        "equiframe ev",
+        "equiframe train --imb",
+        "equiframe train --precision bf",
+        "equiframe train --method etf-l",
+        "equiframe train pe",
+    )
+    shell = ["bash", "-c", ask, "bash", *typed]
+    answers = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert answers == ["evaluate", "--imbalance", "bfloat16", "etf-la", "pets"]
+    for other in ("zsh", "tcsh", "fish"):
+        assert "evaluate" in run(capsys, "--print-completion", other)[1]
+    assert run(capsys, "--print-completion", "bsh") == (
+        2,
+        "",
+        "equiframe: unknown shell 'bsh'; did you mean 'bash'? (known: bash, fish, tcsh, zsh)\n",
+    )

@@ -26,6 +26,9 @@ def _parser() -> Parser:
         epilog="equiframe VERB --help tells a verb's options. Start with: equiframe compare digits --imbalance 50",
     )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
+    parser.add_argument(
+        "--print-completion", metavar="bash|zsh|tcsh|fish", help="print the script that lets a shell complete, and stop"
+    )
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", parser_class=Parser)
     data_help = (
         "built-in name (digits, cifar10, imagenet-lt, …: docs/datasets.md), folder of class folders, of lists of lines "
@@ -72,6 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             from equiframe import __version__
 
             print(__version__)
+            return 0
+        if arguments.print_completion is not None:
+            from equiframe.cli.completion import completion
+
+            print(completion(parser, arguments.print_completion))
             return 0
         if arguments.verb is None:
             parser.print_help()
