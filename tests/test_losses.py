@@ -56,6 +56,19 @@ def head_and_features(seed=0, **options):
     return head, x
 
 
+@pytest.mark.parametrize("weighting", ["none", "batch-balanced", "effective-number-mean"])
+def test_a_sample_weight_is_so_many_samples(weighting):
+    head, x = head_and_features(length="free")
+    loss = CrossEntropy(class_weighting=weighting, class_counts=COUNTS)
+    repeats = torch.tensor([1, 0, 2, 3, 1, 1, 0, 4, 1, 1, 2, 1])
+    repeated = loss(head(x.repeat_interleave(repeats, 0)), TARGETS.repeat_interleave(repeats))
+    weights = repeats * (len(repeats) / repeats.sum())
+    for targets in (TARGETS, F.one_hot(TARGETS, K).double(), MixedTargets(TARGETS, TARGETS, 0.3)):
+        torch.testing.assert_close(loss(head(x), targets, sample_weights=weights), repeated, rtol=1e-6, atol=0)
+    with pytest.raises(InputError, match="sample_weights are those of one batch"):
+        loss(head(x), TARGETS, TARGETS, weights)
+
+
 def numpy_softmax_ce(logits, q):
     total = []
     for z, target in zip(logits, q, strict=True):

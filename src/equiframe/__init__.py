@@ -56,6 +56,7 @@ _WHERE = {
         "squared_error",
         "vector_scaling",
     ),
+    "estimator": ("EquiframeClassifier",),
     "model": ("Classifier",),
     "integrate": ("Attached", "attach", "detach", "fold"),
     "incremental": ("fit_session", "incremental_measures", "mean_features"),
@@ -70,6 +71,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     __version__: str
     from equiframe.angular import angular_regression as angular_regression
     from equiframe.errors import InputError as InputError
+    from equiframe.estimator import EquiframeClassifier as EquiframeClassifier
     from equiframe.frames import CodeFrame as CodeFrame
     from equiframe.frames import EmbeddedFrame as EmbeddedFrame
     from equiframe.frames import Frame as Frame

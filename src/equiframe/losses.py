@@ -171,8 +171,12 @@ def released_dot_regression(
     return loss + length_penalty * feature_lengths if length_penalty else loss
 
 
-def target_counts(targets: Targets, num_classes: int) -> Tensor:
-    """How much of each class the batch holds, ``(K,)`` float; mixed and soft targets count by their share."""
+def target_counts(targets: Targets, num_classes: int, sample_weights: Tensor | None = None) -> Tensor:
+    """How much of each class the batch holds, ``(K,)`` float; mixed and soft targets count by their share, and samples
+    by their weight ``(B,)`` where one is given."""
+    if sample_weights is not None:
+        shares = target_shares(targets, num_classes)
+        return (sample_weights.to(shares.dtype)[:, None] * shares).sum(0)
     if isinstance(targets, MixedTargets):
         first, second, share = targets
         share = torch.as_tensor(share, device=first.device, dtype=torch.get_default_dtype()).expand(first.shape)
@@ -203,9 +207,10 @@ def rows_of(targets: Targets, rows: Tensor) -> Targets:
     return MixedTargets(first[rows], second[rows], share[rows] if isinstance(share, Tensor) and share.ndim else share)
 
 
-def batch_balanced_weights(targets: Targets, num_classes: int) -> Tensor:
-    """Weights B/(C·n_k) of the classes in a batch, ``(K,)``; 0 for absent classes, which nothing meets."""
-    counts = target_counts(targets, num_classes)
+def batch_balanced_weights(targets: Targets, num_classes: int, sample_weights: Tensor | None = None) -> Tensor:
+    """Weights B/(C·n_k) of the classes in a batch, ``(K,)``; 0 for absent classes, which nothing meets. With weights of
+    the samples, n_k is their sum in class k, and B that of all."""
+    counts = target_counts(targets, num_classes, sample_weights)
     present = counts > 0
     return torch.where(present, counts.sum() / (present.sum() * counts.clamp_min(1e-12)), 0.0)
 
@@ -235,6 +240,10 @@ class Loss(nn.Module):
     the whole step: weights that depend on the batch are then the step's. The mean of the parts' losses, each weighted by
     its share of the samples, is the loss of the step. What depends on the features of a batch (``alignment``, a head that
     observes) is over all processes (``head.world``) and over one part at a time.
+
+    ``sample_weights (B,)``, ≥ 0, say how much each sample counts: the loss is the mean of weight times loss over the batch
+    (divide them by their mean over the training set to keep the size of a step), and whatever counts the classes of a
+    batch counts by weight. ``alignment`` knows no weights.
 
     A subclass gives the loss of hard targets, ``per_target(output, targets (B,)) -> (B,)``, and may give that of all
     classes, ``per_class(output) -> (B, K)``, in less time; only dense soft targets need it.
@@ -304,7 +313,13 @@ class Loss(nn.Module):
         classes = torch.arange(output.head.num_classes, device=output.features.device)
         return torch.stack([self.per_target(output, k.expand(len(output.features))) for k in classes], dim=1)
 
-    def forward(self, output: HeadOutput, targets: Targets, together: Targets | None = None) -> Tensor:
+    def forward(
+        self,
+        output: HeadOutput,
+        targets: Targets,
+        together: Targets | None = None,
+        sample_weights: Tensor | None = None,
+    ) -> Tensor:
         if not isinstance(output, HeadOutput):
             raise InputError(f"{type(self).__name__} takes what a head returns: loss(head(features), targets)")
         head = output.head
@@ -313,9 +328,12 @@ class Loss(nn.Module):
                 f"{len(self.class_counts)} class counts were given for a head of {head.num_classes} classes"
             )
         if head.observes and head.training:
-            head.observe(output.features, target_shares(targets, head.num_classes))
+            shares = target_shares(targets, head.num_classes)
+            head.observe(output.features, shares if sample_weights is None else sample_weights[:, None] * shares)
+        if sample_weights is not None and together is not None:
+            raise InputError("sample_weights are those of one batch: they do not go with the targets of a whole step")
         of_step = targets if together is None else together
-        weights = self._class_weights(of_step, head.num_classes) if self.reweights else None
+        weights = self._class_weights(of_step, head.num_classes, sample_weights) if self.reweights else None
         if isinstance(targets, MixedTargets):
             first, second, share = targets
             losses = share * self._hard(output, first, weights) + (1 - share) * self._hard(output, second, weights)
@@ -324,17 +342,19 @@ class Loss(nn.Module):
             losses = (shares * self.per_class(output)).sum(1)
         else:
             losses = self._hard(output, targets, weights)
+        if sample_weights is not None:
+            losses = sample_weights * losses
         return losses.mean() + self.alignment * _transport(output) if self.alignment else losses.mean()
 
     def _hard(self, output: HeadOutput, targets: Tensor, weights: Tensor | None) -> Tensor:
         losses = self.per_target(output, targets)
         return losses if weights is None else losses * weights[targets]
 
-    def _class_weights(self, targets: Targets, num_classes: int) -> Tensor | None:
+    def _class_weights(self, targets: Targets, num_classes: int, sample_weights: Tensor | None) -> Tensor | None:
         if self.class_weighting == "batch-balanced":
-            return batch_balanced_weights(targets, num_classes)
+            return batch_balanced_weights(targets, num_classes, sample_weights)
         if self.class_weighting == "effective-number-mean":
-            counts = target_counts(targets, num_classes)
+            counts = target_counts(targets, num_classes, sample_weights)
             assert self.fixed_weights is not None
             return self.fixed_weights * counts.sum() / (self.fixed_weights * counts).sum()
         return self.fixed_weights
