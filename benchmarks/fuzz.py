@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -43,11 +44,13 @@ def targets(folder: Path) -> dict[str, tuple[Callable[[bytes], object], list[byt
     from PIL import Image
     from safetensors.torch import save as save_tensors
 
+    from equiframe.collapse.files import load_features
     from equiframe.data.dataset import Dataset, ImageSet
     from equiframe.data.images import decode_image
     from equiframe.data.lists import read_list
     from equiframe.data.parquet import load_parquet
     from equiframe.data.prepare import _indices_from_manifest, indices_hash
+    from equiframe.deployed import read_torch_export_description
     from equiframe.files import read_checksums
     from equiframe.method import METHOD_FIELDS, resolve_method
     from equiframe.model import ModelCard, build_classifier, load_classifier
@@ -61,7 +64,11 @@ def targets(folder: Path) -> dict[str, tuple[Callable[[bytes], object], list[byt
     dataset = Dataset("d", ["x", "y"], images)
     card = ModelCard.from_json(json.dumps(CARD).encode(), "model.json")
     weights = {k: v.clone() for k, v in build_classifier(card, seed=0).state_dict().items()}
-    checkpoint, rows = io.BytesIO(), io.BytesIO()
+    checkpoint, rows, program = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(program, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(
+            "m/extra/equiframe.json", json.dumps({name: json.dumps(value) for name, value in CARD.items()})
+        )
     torch.save({"epoch": 1, "weights": torch.ones(3), "names": ["a"]}, checkpoint)
     pq.write_table(pa.table({"image": [b"x", b"y"], "label": [0, 1]}), rows)
     pictures = []
@@ -103,6 +110,8 @@ def targets(folder: Path) -> dict[str, tuple[Callable[[bytes], object], list[byt
         "weights": (model, [save_tensors(weights)]),
         "checkpoint": (of_file("checkpoints/last.pt", lambda p: run.load_checkpoint()), [checkpoint.getvalue()]),
         "arrays": (of_file("predictions.npz", lambda p: run.read_arrays(p.name)), [as_npz({"labels": np.arange(4)})]),
+        "features": (of_file("features.npz", load_features), [as_npz({"features": np.eye(4, dtype="f"), "labels": np.arange(4) % 2})]),
+        "program": (of_file("model.pt2", read_torch_export_description), [program.getvalue()]),
         "history": (of_file("history.jsonl", lambda p: run.history()), [b'{"epoch": 0}\n{"epoch": 1}\n']),
         "metrics": (of_file("metrics.json", lambda p: run.read_json(p.name)), [b'{"top1": 0.5, "few": null}']),
         "checksums": (of_file("checksums.json", lambda p: read_checksums(folder)), [b'{"a": ["00ff"]}']),
@@ -111,8 +120,8 @@ def targets(folder: Path) -> dict[str, tuple[Callable[[bytes], object], list[byt
     }  # fmt: skip
 
 
-NAMES = ("recipe", "list", "csv", "split", "description", "weights", "checkpoint", "arrays", "history", "metrics", "checksums",
-         "image", "parquet")  # fmt: skip
+NAMES = ("recipe", "list", "csv", "split", "description", "weights", "checkpoint", "arrays", "features", "program", "history",
+         "metrics", "checksums", "image", "parquet")  # fmt: skip
 
 
 def damaged(good: bytes, choice: random.Random) -> bytes:

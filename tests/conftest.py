@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from datetime import timedelta
@@ -162,6 +163,31 @@ def finished_run(tmp_path_factory) -> Path:
         write_class(root / "pets" / "test" / name, k, 6, start=500)
     train(Recipe(**tiny_fields(data=str(root / "pets"), epochs=8, batch_size=16, mixup=0)), root / "run")
     return root / "run"
+
+
+def forked(function, *arguments: object) -> tuple[int, str]:
+    """Call a function in a fork of this process, which has imported everything already; how it ended (0, or 1 after an exception,
+    or minus a signal) and what it printed."""
+    with tempfile.TemporaryFile("w+", buffering=1) as said:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork beside threads; ours are idle
+            child = os.fork()
+        if not child:
+            code = 1
+            try:
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                sys.stdout = sys.stderr = said
+                function(*arguments)
+                code = 0
+            except BaseException:
+                traceback.print_exc(file=said)
+            finally:
+                said.flush()
+                os._exit(code)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        return code, said.read()
 
 
 @pytest.fixture

@@ -1,18 +1,22 @@
 """Small versions of benchmarks/kill_harness.py and benchmarks/endurance.py; and that nothing of ours speaks to a network."""
 
 import contextlib
+import ctypes
+import errno
 import importlib.util
 import itertools
 import json
 import os
-import shutil
-import subprocess
+import socket
 import sys
 from pathlib import Path
 
 import pytest
+import sklearn.datasets  # noqa: F401  what the harness needs; here it is imported once, before processes are forked
+import torch._dynamo  # noqa: F401
 
-from conftest import encoded, picture, tiny_fields, write_class
+from conftest import encoded, forked, picture, tiny_fields, tiny_flags, write_class
+from equiframe.cli import main
 from equiframe.data.folders import load_folder
 from equiframe.data.prepare import prepare_data
 from equiframe.grid import Cell, Grid
@@ -23,12 +27,25 @@ from equiframe.train import train
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
+def benchmark(name):
+    """A script of benchmarks/ as a module; what it does to the environment is undone."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    module, before = importlib.util.module_from_spec(spec), dict(os.environ)
+    spec.loader.exec_module(module)
+    os.environ.update(before)
+    return module
+
+
 def test_real_kills(tmp_path):
     """SIGKILL in a file operation, a step, an evaluation and a checkpoint; the harness's own control comes out different."""
-    command = [sys.executable, str(BENCHMARKS / "kill_harness.py"), "--kills", "4", "--only", "digits: SAM",
-               "--epochs", "2", "--seed", "3", "--out", str(tmp_path / "kills.json")]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stdout + done.stderr
+
+    def harness():
+        flags = ["--only", "digits: SAM", "--epochs", "2", "--seed", "3", "--out", str(tmp_path / "kills.json")]
+        sys.argv[1:] = ["--kills", "4", *flags]
+        benchmark("kill_harness").main()
+
+    code, said = forked(harness)  # it ends by SystemExit(0)
+    assert "SystemExit: 0" in said, (code, said)
     summary = json.loads((tmp_path / "kills.json").read_text())
     assert (summary["kills"], summary["different"]) == (4, 0)
     assert "model.safetensors" in summary["control came out different in"]
@@ -102,56 +119,47 @@ def test_many_files_are_listed_without_being_opened(tmp_path, monkeypatch):
 
 # --- no network -------------------------------------------------------------------------------------------------------
 
-# Python tells its audit hooks of every address that is looked up and every connection that is begun
-AUDITED = """
-import sys
-tried = []
-def hook(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request"):
-        tried.append((event, str(arguments)[:200]))
-sys.addaudithook(hook)
-import socket
-import equiframe
-from equiframe.cli import main
-out = sys.argv[1]
-train = ["train", sys.argv[2], *sys.argv[3:], "--out", out + "/run"]
-assert main(train) == 0
-assert main(["report", out + "/run", "--out", out + "/page.html"]) == 0
-assert main(["predict", out + "/run", sys.argv[2] + "/cat"]) == 0
-assert tried == [], tried
-try:
-    socket.create_connection(("127.0.0.1", 9), timeout=1)
-except OSError as error:
-    print("told:", tried[-1][0], error.errno)
-"""
+NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request")
+
+
+def cut_the_network():
+    """Move this process into a network namespace without any network; whether the system lets us."""
+    new_user, new_network = 0x10000000, 0x40000000
+    user, group = os.getuid(), os.getgid()
+    if ctypes.CDLL(None).unshare(new_user | new_network):
+        return False
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
+        Path("/proc/self", name).write_text(text)
+    return True
 
 
 def test_offline_with_the_network_cut(tmp_path):
-    """Import, training, report and prediction in a network namespace without any network (where one can be made) look no
-    address up and connect to nothing; the watch itself notices a connection."""
+    """Training with its report, and prediction, in a network namespace without any network (where one can be made) look no
+    address up and connect to nothing; the watch itself notices a connection. That importing does neither is a part of
+    `test_importing_is_light`."""
     for k, name in enumerate(("cat", "dog")):
         write_class(tmp_path / "pets" / name, k, 12)
-    fields = tiny_fields(width=4, batch_size=4)
-    flags = [w for n, v in fields.items() if n != "data" for w in (f"--{n.replace('_', '-')}", str(v))]
-    cut = ["unshare", "-rn"]
-    if shutil.which("unshare") is None or subprocess.run([*cut, "true"], capture_output=True).returncode:
-        cut = []
-    done = subprocess.run(
-        [*cut, sys.executable, "-c", AUDITED, str(tmp_path), str(tmp_path / "pets"), *flags],
-        capture_output=True, text=True, timeout=110,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "told: socket.connect" in done.stdout
-    if cut:
-        assert "told: socket.connect 101" in done.stdout, "even this machine itself is out of reach"
+
+    def offline():
+        cut, tried = cut_the_network(), []
+        # Python tells its audit hooks of every address that is looked up and every connection that is begun
+        sys.addaudithook(lambda event, arguments: tried.append(event) if event in NETWORK else None)
+        words = tiny_flags(data=tmp_path / "pets", width=4, batch_size=4)
+        assert main(["train", *words, "--out", str(tmp_path / "run")]) == 0
+        assert main(["predict", str(tmp_path / "run"), str(tmp_path / "pets" / "cat")]) == 0
+        assert tried == []
+        with pytest.raises(OSError) as caught:
+            socket.create_connection(("127.0.0.1", 9), timeout=1)
+        assert tried == ["socket.getaddrinfo", "socket.connect"]
+        assert not cut or caught.value.errno == errno.ENETUNREACH, "even this machine itself is out of reach"
+
+    code, said = forked(offline)
+    assert code == 0, said
+    assert (tmp_path / "run" / "report.html").is_file()
 
 
 def test_the_endurance_benchmark_can_be_read():
-    spec = importlib.util.spec_from_file_location("endurance", BENCHMARKS / "endurance.py")
-    module = importlib.util.module_from_spec(spec)
-    threads = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "EQUIFRAME_CACHE")}
-    spec.loader.exec_module(module)
-    os.environ.update({k: v for k, v in threads.items() if v is not None})
+    module = benchmark("endurance")
     fitted = module.slope([5 + i / 500 for i in range(1000)])
     assert fitted["per_thousand"] == pytest.approx(2)
     assert abs(module.slope([5.0] * 1000)["per_thousand"]) < 1e-9

@@ -32,7 +32,7 @@ from equiframe.heads import CosineHead, FrameHead
 from equiframe.method import METHOD_FIELDS, build_head, build_loss, resolve_method
 from equiframe.model import ModelCard, load_classifier
 from equiframe.recipe import Recipe, load_recipe
-from equiframe.runs import RunFolder
+from equiframe.runs import RunFolder, as_npz
 from equiframe.samplers import epoch_order
 from equiframe.train import Diverged, Interrupted, Trainer, train
 
@@ -728,6 +728,22 @@ def test_a_zip_bomb_as_arrays(whole, tmp_path, monkeypatch):
     monkeypatch.setattr("equiframe.runs.ARRAYS_LIMIT", 1 << 20)
     with pytest.raises(InputError, match=r"would unpack to 33,554,.* bytes; refused"):
         RunFolder(tmp_path / "run").read_arrays("predictions.npz")
+
+
+@pytest.mark.parametrize(
+    ("at", "value"), [(8, 12), (8, 14), (8, 99), (6, 1)], ids=["bzip2", "lzma", "no such method", "encrypted"]
+)
+def test_arrays_packed_in_another_way(tmp_path, at, value):
+    """Found by fuzzing: compression methods and flags that zipfile answers with errors of its own."""
+    content = bytearray(as_npz({"labels": np.arange(4)}))
+    for start in (
+        0,
+        content.rindex(b"PK\1\2") + 2,
+    ):  # the local header and the directory, which has two bytes more in front
+        content[start + at] = value
+    (tmp_path / "predictions.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"predictions\.npz is damaged"):
+        RunFolder(tmp_path).read_arrays("predictions.npz")
 
 
 @pytest.fixture

@@ -217,9 +217,9 @@ def read_torch_export_description(path: Path) -> tuple[ModelCard, dict[str, obje
             if sum(m.file_size for m in members) > DESCRIPTION_LIMIT:
                 raise InputError(f"{path}: its description is larger than {DESCRIPTION_LIMIT:,} bytes; refused")
             metadata = json.loads(archive.read(members[0])) if members else {}
-    except (OSError, zipfile.BadZipFile, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # a damaged archive makes zipfile raise all sorts
         raise InputError(f"{path} is not a .pt2 file, or damaged: {error}") from error
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise InputError(f"{path} has a damaged description")

@@ -16,7 +16,6 @@ import platform
 import shlex
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -273,8 +272,11 @@ class RunFolder:
                 return dict(file)
         except InputError:
             raise
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise InputError(f"{self.path / name} is damaged: {error}") from error
+        except (
+            Exception
+        ) as error:  # a damaged archive makes zipfile and NumPy raise all sorts; allow_pickle=False: none runs code
+            reason = (str(error) or repr(error)).splitlines()[0]
+            raise InputError(f"{self.path / name} is damaged: {reason}") from error
 
     def history(self) -> list[dict]:
         """The epochs so far. A last line that a crash cut short is left out; a damaged one before it is an error."""
