@@ -1,10 +1,11 @@
 """Does it matter which class gets which vector, and do vectors that follow a class tree make milder mistakes?
 
-python benchmarks/frame_orders.py --seeds 5 --out benchmarks/results/frame_orders.json
+python benchmarks/frame_orders.py --seeds 10 --out benchmarks/results/frame_orders.json
 
-Orders: digits (long-tailed if --ratio says so) through an MLP to D features with an orthoplex of 10 vectors (D = 5, 6). The similarity of classes is that
-of the mean training images, so it costs no warm-up. Each seed draws frame, weights and batches; all orders share them. Orders: as the
-digits are numbered, random, similar classes apart, similar classes together.
+Orders: digits (long-tailed if --ratio says so) through an MLP to D features with an orthoplex of 10 vectors (D = 5, 6). Each seed draws frame,
+weights and batches; all orders share them. Orders: as the digits are numbered, random, similar classes apart or together by the mean training
+images (which costs no warm-up), apart or together by the class means of the features after a warm-up of a quarter of the epochs in the random order,
+and apart by the groups below.
 
 Tree: digits in groups of similar shape (hand-made, below, before any result was seen), 16 features. The simplex against trees of sibling cosine
 0.2 and 0.5, and against the same trees of shuffled groups; severity is 1 for a mistake within the true groups, 2 across.
@@ -30,6 +31,7 @@ from equiframe import (
     mistake_severity,
     stratified_split,
 )
+from equiframe.frames import tree_vectors
 
 parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
 parser.add_argument("--seeds", type=int, default=5)
@@ -44,12 +46,20 @@ train, test, _ = stratified_split(digits, 0.3, seed=0)
 x, y = torch.tensor(images / 16, dtype=torch.float32), torch.tensor(digits)
 
 
-def accuracy_and_severity(head: FrameHead, loss: nn.Module, train: np.ndarray, seed: int) -> tuple[float, float]:
-    """Macro accuracy and mistake severity on the test images after training an MLP."""
+def accuracy_and_severity(
+    head: FrameHead, loss: nn.Module, train: np.ndarray, seed: int, refit: str | None = None
+) -> tuple[float, float]:
+    """Macro accuracy and mistake severity on the test images after training an MLP; ``refit``, apart or together, changes the
+    order once, after a quarter of the epochs."""
     torch.manual_seed(seed)
     net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, head.dim))
     optimizer = torch.optim.SGD([*net.parameters(), *head.parameters()], lr=0.1, momentum=0.9, weight_decay=5e-4)
     for epoch in range(args.epochs):
+        if refit and epoch == args.epochs // 4:
+            frame = make_frame(10, head.dim, geometry="orthoplex", seed=seed)
+            with torch.no_grad():
+                means = mean_features(net(x[train]), y[train]).means
+            head.set_order(assign(frame, means, similar=refit, seed=seed))
         order = np.random.default_rng([seed, epoch]).permutation(train)
         for batch in np.array_split(order, max(1, len(order) // 64)):
             value = loss(head(net(x[batch])), y[batch])
@@ -77,13 +87,17 @@ for seed in range(args.seeds):
                 "random": shuffle,
                 "apart": assign(frame, means, seed=seed),
                 "together": assign(frame, means, similar="together", seed=seed),
+                "apart by groups": assign(frame, tree_vectors(GROUPS, 9), seed=seed),
+                "apart after warm-up": shuffle,
+                "together after warm-up": shuffle,
             }
             for kind, order in orders.items():
                 head = FrameHead(
                     dim, 10, geometry="orthoplex", seed=seed, order=torch.as_tensor(list(order)), logit_scale=scale
                 )
+                refit = kind.split()[0] if kind.endswith("after warm-up") else None
                 results.setdefault(f"order, D={dim}, {name}, {kind}", []).append(
-                    accuracy_and_severity(head, loss, cut, seed)
+                    accuracy_and_severity(head, loss, cut, seed, refit)
                 )
         groups = np.array(GROUPS)
         frames = {

@@ -1,5 +1,6 @@
 """The site builds, its Python runs, its commands are accepted by the real parser, and its notebooks run."""
 
+import json
 import os
 import re
 import runpy
@@ -11,7 +12,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 
-from equiframe.cli import _parser
+from equiframe.cli import _parser, main
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -52,6 +53,18 @@ def test_commands_of_a_page_exist(page):
         arguments, rest = _parser().parse_known_args(words)
         assert arguments.verb or arguments.version, command
         assert rest == [], (command, rest)
+
+
+FRAME_COMMANDS = commands(DOCS / "frames.md")
+
+
+@pytest.mark.parametrize("command", FRAME_COMMANDS, ids=range(len(FRAME_COMMANDS)))
+def test_commands_of_the_frames_page_run(command, tmp_path):
+    words = shlex.split(command)[1:]
+    train = ["--epochs", "2", "--track", "none", "--precision", "float32", "--out", str(tmp_path / "run")]
+    assert main(words + train if words[0] == "train" else words) == 0
+    if "--class-tree" in words:
+        assert 1 <= json.loads((tmp_path / "run" / "metrics.json").read_text())["mistake_severity"] <= 2
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

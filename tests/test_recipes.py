@@ -88,20 +88,24 @@ def test_the_docs_tell_of_every_recipe():
     assert [name for name in NAMES if f"{name}`" not in DOCS.read_text(encoding="utf-8")] == []
 
 
-def test_the_widths_benchmark_holds_an_orthoplex_against_a_simplex():
+@pytest.mark.parametrize(
+    ("ratio", "frame", "learnable"), [(1, "etf-ce", ["ce"]), (100, "etf-la", ["balanced-softmax", "ce"])]
+)
+def test_the_widths_benchmark_holds_an_orthoplex_against_a_simplex(ratio, frame, learnable):
     """benchmarks/tiny-imagenet-widths.sh, which is not run here: its settings resolve to the heads that it promises."""
     folder = Path(__file__).parents[1] / "benchmarks"
-    fields = yaml.safe_load((folder / "tiny-imagenet-widths.yaml").read_text())
-    names = re.search(r"--methods (\S+)", (folder / "tiny-imagenet-widths.sh").read_text()).group(1).split(",")
+    fields = yaml.safe_load((folder / f"tiny-imagenet-widths-r{ratio}.yaml").read_text())
+    script = (folder / "tiny-imagenet-widths.sh").read_text().replace("\\\n", "")
+    names = re.search(rf"-r{ratio}\.yaml.*--methods (\S+)", script).group(1).split(",")
     heads = {}
     for variant in parse_variants(names):
-        recipe = variant.recipe(Recipe(method="ce", imbalance=100.0, **fields))
+        recipe = variant.recipe(Recipe(method="ce", **fields))
         width = make_backbone(recipe.backbone, image_size=32, width=recipe.width, pretrained=False).num_features
         head = build_head(resolve_method(recipe.method, {n: getattr(recipe, n) for n in METHOD_FIELDS}), width, 100)
         heads[variant.name] = (width, head.frame.geometry if isinstance(head, FrameHead) else "learnable")
-    assert (heads["ce"], heads["ce:width=32"]) == ((64, "learnable"), (128, "learnable"))
-    for method in ("etf-la", "etf-dr-balanced"):
-        assert (heads[method], heads[f"{method}:width=32"]) == ((64, "orthoplex"), (128, "simplex"))
+    promised = {frame: (64, "orthoplex"), f"{frame}:width=32": (128, "simplex")}
+    assert heads == promised | dict.fromkeys(learnable, (64, "learnable"))
+    assert (fields.get("imbalance"), sum(fields.get("class_counts", []))) == {1: (None, 10_800), 100: (100.0, 0)}[ratio]
 
 
 def test_a_recipe_of_an_earlier_version(tmp_path):

@@ -59,17 +59,25 @@ def walsh_hadamard(x: Tensor, block: Tensor | None = None) -> Tensor:
     >>> walsh_hadamard(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     tensor([10., -2., -4.,  0.])
     """
-    dim = x.shape[-1]
-    bits = block_bits(exponent(dim))
+    bits = block_bits(exponent(x.shape[-1]))
     if block is None:
         block = hadamard_matrix(1 << bits[0], dtype=x.dtype, device=x.device)
-    with torch.autocast(x.device.type, enabled=False):
-        done = 1 << bits[0]  # coordinates within reach of the blocks so far
-        y = x.reshape(x.numel() // done, done) @ block[:done, :done]
-        for b in bits[1:]:
-            size = 1 << b
-            y = torch.matmul(block[:size, :size], y.reshape(x.numel() // (size * done), size, done))
-            done *= size
+    if not torch.is_autocast_enabled(x.device.type):
+        return _in_blocks(x, block, bits)
+    with torch.autocast(x.device.type, enabled=False):  # entering takes as long as a small transform
+        return _in_blocks(x, block, bits)
+
+
+def _in_blocks(x: Tensor, block: Tensor, bits: list[int]) -> Tensor:
+    done = 1 << bits[0]  # coordinates within reach of the blocks so far
+    first = block if len(block) == done else block[:done, :done]
+    if len(bits) == 1:
+        return x @ first
+    y = x.reshape(x.numel() // done, done) @ first
+    for b in bits[1:]:
+        size = 1 << b
+        y = torch.matmul(block[:size, :size], y.reshape(x.numel() // (size * done), size, done))
+        done *= size
     return y.reshape(x.shape)
 
 
