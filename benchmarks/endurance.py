@@ -202,7 +202,7 @@ def main() -> None:
     if arguments.out:
         arguments.out.write_text(json.dumps(record, indent=1) + "\n")
     print(json.dumps({k: v for k, v in record.items() if k != "every_100th"}, indent=1))
-    sys.exit(bool(measured.get("different")) or measured.get("exit", 0))
+    sys.exit(bool(measured.get("different") or measured.get("left_over")) or measured.get("exit", 0))
 
 
 if __name__ == "__main__":

@@ -149,6 +149,7 @@ IMAGES = {
     "a WebP called JPEG": (".jpg", as_kind("WEBP"), ""),
     "an ending in capitals": (".PNG", as_kind("PNG"), ""),
     "a single pixel": (".png", encoded(Image.new("RGB", (1, 1))), ""),
+    "a thread of two million pixels": (".png", encoded(Image.new("1", (2_000_000, 1))), ""),
     "a line of pixels": (".png", encoded(Image.new("RGB", (3000, 1))), ""),
     "turned by EXIF": (".jpg", as_kind("JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"), ""),
     "a colour profile that is none": (".jpg", as_kind("JPEG", icc_profile=b"junk"), ""),

@@ -394,6 +394,17 @@ def test_a_crash_between_announcement_and_file(tmp_path):
         files.verify(tmp_path, "a", b"onf")
 
 
+def test_what_the_dead_left_is_tidied(tmp_path):
+    """A temporary file stays as long as its process lives."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    kept = [f".a.{os.getpid()}.tmp", ".a.tmp", f"a.{dead.pid}.tmp", f".a.{'9' * 30}.tmp"]
+    for name in (f".comparison.md.{dead.pid}.tmp", *kept):
+        (tmp_path / name).touch()
+    files.tidy(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(kept)
+
+
 def test_history_damaged_in_the_middle(tmp_path):
     (tmp_path / "history.jsonl").write_text('{"epoch": 0}\n{"epo\n{"epoch": 2}\n')
     with pytest.raises(InputError, match=r"history.jsonl is damaged: line 2"):

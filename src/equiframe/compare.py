@@ -11,6 +11,7 @@ from pathlib import Path
 from equiframe import tune as tuning
 from equiframe.data.sources import load_dataset
 from equiframe.errors import InputError, unknown
+from equiframe.files import tidy
 from equiframe.grid import Cell, Failure, Grid
 from equiframe.method import METHODS
 from equiframe.recipe import DATA_FIELDS, Recipe
@@ -245,6 +246,7 @@ def _write(
         },
     }
     out.mkdir(parents=True, exist_ok=True)
+    tidy(out)
     atomic_write(out / "comparison.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
     atomic_write(out / "comparison.md", markdown(summary, verdicts))
     return content

@@ -50,6 +50,24 @@ def atomic_write(path: Path, content: bytes | str, *, keep: Path | None = None) 
                 os.close(folder)
 
 
+def tidy(folder: Path) -> None:
+    """Remove what `atomic_write` left in a folder where its process was killed, and is no more."""
+    for left in folder.glob(".*.tmp"):
+        writer = left.name.split(".")[-2]
+        if writer.isdecimal() and os.name == "posix" and not _lives(int(writer)):
+            left.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
 def read_limited(path: Path, at_most: int) -> bytes:
     """A file's content; one that is larger than ``at_most`` bytes is refused before it is read."""
     size = path.stat().st_size

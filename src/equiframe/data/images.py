@@ -18,6 +18,7 @@ from equiframe.errors import InputError
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # what is read, whatever a file is called: PIL knows more kinds, among them PostScript, for which it would start Ghostscript
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
+THREAD = 64  # an image that is so many times as long as wide is a thread
 
 
 def decoding_threads(workers: int | None) -> int:
@@ -104,13 +105,19 @@ def fit_square(image, size: int, share: float = 1.0):
     """Resize the shorter side to ``size / share`` and cut the centre square of side ``size``; an image of that size is
     left as it is where all of it is wanted.
 
-    ``share`` 1 keeps as much as a square can; 0.875 is the usual view of ImageNet, 256 → 224.
+    ``share`` 1 keeps as much as a square can; 0.875 is the usual view of ImageNet, 256 → 224. Of a thread of pixels only the
+    middle is resized: the whole could take more memory than there is.
     """
     from PIL import Image
 
     width, height = image.size
     if (width, height) == (size, size) and share == 1:
         return image
+    longest = THREAD * min(width, height)
+    if max(width, height) > longest:
+        left, top = (width - min(width, longest)) // 2, (height - min(height, longest)) // 2
+        image = image.crop((left, top, left + min(width, longest), top + min(height, longest)))
+        width, height = image.size
     scale = round(size / share) / min(width, height)
     resized = image.resize(
         (max(size, round(width * scale)), max(size, round(height * scale))), Image.Resampling.BICUBIC
