@@ -5,6 +5,8 @@ import re
 import shutil
 import signal
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 import torch
 import torch._dynamo  # every optimiser imports it; here it is done once, before processes are forked
 import torch.distributed.fsdp
+from torch import distributed as dist
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -25,7 +28,7 @@ from equiframe.errors import InputError
 from equiframe.heads import FrameHead, LinearHead
 from equiframe.losses import CrossEntropy, MixedTargets, rows_of
 from equiframe.model import build_classifier
-from equiframe.parallel import ALONE, Lost, World, blocks_of, is_sharded, joined, own
+from equiframe.parallel import ALONE, Lost, World, _name_of_start, blocks_of, is_sharded, joined, own
 from equiframe.recipe import Recipe
 from equiframe.runs import RunFolder
 from equiframe.train import Interrupted, Trainer, train
@@ -622,6 +625,27 @@ def test_a_process_that_dies_ends_the_others(processes, backbone, data, tmp_path
 
     assert processes(die, 3) == ["another process of the run died", None, "another process of the run died"]
     assert RunFolder(tmp_path / "run").load_checkpoint()["progress"]["epoch"] == 1
+
+
+def test_a_start_has_a_name_of_its_own():
+    """Three starts in one store, as torchrun keeps it: of the second, the first process comes last and the third never."""
+    store, starts = dist.HashStore(), []
+
+    def names(*ranks):
+        with ThreadPoolExecutor() as pool:
+            found = []
+            for rank in ranks:
+                found.append(pool.submit(_name_of_start, store, World(rank, 3)))
+                time.sleep(0.05)
+            starts.append({one.result(timeout=20) for one in found})
+
+    names(0, 1, 2)
+    store.set("equiframe/first", "of one that died before anybody called")
+    store.set("equiframe/of one that died before anybody called/1", "of another")
+    names(2, 1, 0)
+    names(1, 0, 2)
+    assert [len(start) for start in starts] == [1, 1, 1]
+    assert len(set.union(*starts)) == 3
 
 
 def test_the_command_line_in_two_processes(processes, data, tmp_path):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -316,15 +318,19 @@ def joined() -> Iterator[World]:
         if local >= gpus:
             raise InputError(f"there are {gpus} GPUs here, and a process of local rank {local}: start at most {gpus}")
         torch.cuda.set_device(local)
-    ours, together = not dist.is_initialized(), True  # a script of the user's may have joined before
+    ours, together, start = not dist.is_initialized(), True, ""  # a script of the user's may have joined before
     try:
         if ours:
-            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+            shared, *_ = next(dist.rendezvous("env://", world.rank, world.size))
+            start = _name_of_start(shared, world)
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            store = dist.PrefixStore(start, shared)
+            dist.init_process_group(backend, store=store, rank=world.rank, world_size=world.size)
         yield world
     except BaseException as error:
         together = isinstance(error, InputError)
         if isinstance(error, RuntimeError) and _is_loss(error):
-            raise Lost(_is_first("lost")) from error
+            raise Lost(_is_first(start)) from error
         raise
     finally:
         if ours and together:  # else the others may not come to say goodbye
@@ -345,14 +351,36 @@ def _is_loss(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistBackendError | dist.DistNetworkError) or any(words in text for words in gone)
 
 
-def _is_first(key: str) -> bool:
-    """Whether this process is the first to ask, among those that are left. torchrun's own store outlives them."""
-    run = (os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT"))
+def _name_of_start(store: dist.Store, world: World) -> str:
+    """A name that all processes of this start agree on, and no earlier start of the run had.
+
+    torchrun keeps one store over its restarts, in which the addresses of the dead still lie (pytorch/pytorch#135712), and counts
+    restarts by machine. So the first process draws a name and answers whoever calls it by that name; who called an earlier first
+    process gets no answer and looks again.
+    """
+    me = uuid.uuid4().hex
+    if world.leads:
+        store.set("equiframe/first", me)
+        for rank in range(1, world.size):
+            caller = store.get(f"equiframe/{me}/{rank}").decode()  # waits for it
+            store.set(f"equiframe/answer/{caller}", me)
+        return me
+    while True:
+        first = store.get("equiframe/first").decode()
+        store.set(f"equiframe/{first}/{world.rank}", me)
+        for _ in range(50):
+            if store.check([f"equiframe/answer/{me}"]):
+                return store.get(f"equiframe/answer/{me}").decode()
+            time.sleep(0.01)
+
+
+def _is_first(start: str) -> bool:
+    """Whether this process is the first to ask, among those of a start that are left. torchrun's own store outlives them."""
     try:
         store = dist.TCPStore(
             os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), wait_for_workers=False, is_master=False
         )
-        return store.add("/".join(("equiframe", *run, key)), 1) == 1
+        return store.add(f"equiframe/lost/{start}", 1) == 1
     except (RuntimeError, KeyError, ValueError):
         return True
 
