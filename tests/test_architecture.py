@@ -33,7 +33,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"evaluate", "numerics", "trainers", "publish"},
     {"tracking", "deployed", "ordering", "estimator"},
     {"measure", "second_stage"},
-    {"train", "predict", "export"},
+    {"train", "predict", "export", "suspects"},
     {"grid", "doctor"},
     {"tune"},
     {"compare"},

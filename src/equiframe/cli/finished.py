@@ -16,6 +16,9 @@ def add_verbs(verb: AddVerb) -> None:
     sub = verb("evaluate", _evaluate, "measure a finished run again, on its own test images")
     sub.add_argument("run", metavar="RUN", help="a run folder")
     sub.add_argument("--collapse", action="store_true", help="also every measure of neural collapse (training images)")
+    sub.add_argument(
+        "--label-noise", metavar="FILE.csv", help="also list images whose neighbours have another label, here"
+    )
     sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
     sub.add_argument("--data-root", metavar="DIR", help="the same for a built-in data set, or the images of lists")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
@@ -47,6 +50,9 @@ def add_verbs(verb: AddVerb) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from equiframe.measure import evaluate_run
 
+    noise = Path(arguments.label_noise) if arguments.label_noise else None
+    if noise is not None and not noise.parent.is_dir():
+        raise InputError(f"no such folder: {noise.parent}")
     metrics = evaluate_run(
         arguments.run,
         device=arguments.device,
@@ -54,10 +60,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         data=arguments.data,
         data_root=arguments.data_root,
     )
+    told = _label_noise(arguments, noise) if noise is not None else None
     if arguments.json:
         print(json.dumps(metrics))
         return 0
     print_metrics(metrics, arguments.run)
+    if told is not None:
+        print(told)
     if arguments.collapse:
         known = [
             "top1",
@@ -77,6 +86,19 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         ]
         print_values({k: v for k, v in metrics.items() if isinstance(v, float) and k not in known}, "neural collapse")
     return 0
+
+
+def _label_noise(arguments: argparse.Namespace, target: Path) -> str:
+    """Write the list of suspects; returns what to tell."""
+    from equiframe.runs import atomic_write
+    from equiframe.suspects import as_csv, find_suspects
+
+    suspects, judged = find_suspects(
+        arguments.run, device=arguments.device, data=arguments.data, data_root=arguments.data_root
+    )
+    atomic_write(target, as_csv(suspects))
+    parts = [f"{sum(s.split == split for s in suspects):,} of {count:,} {split}" for split, count in judged.items()]
+    return f"label noise: {', '.join(parts)} images look like another class; the surest first in {target}"
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -103,24 +103,42 @@ def shared_content(one: ImageSet, two: ImageSet) -> list[tuple[str, str]]:
     Only files of a size that occurs in both are read (SHA-256).
     """
 
-    def by_size(images: ImageSet) -> dict[int, list[int]]:
-        sizes: dict[int, list[int]] = {}
-        for i, source in enumerate(images.sources or ()):
-            if isinstance(source, bytes) or os.path.isfile(source):  # one that is missing is named when it is decoded
-                sizes.setdefault(len(source) if isinstance(source, bytes) else os.path.getsize(source), []).append(i)
-        return sizes
-
-    def digest(source: str | Path | bytes) -> bytes:
-        return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).digest()
-
-    sizes_one, sizes_two = by_size(one), by_size(two)
+    sizes_one, sizes_two = _by_size(one), _by_size(two)
     pairs = []
     for size in sizes_one.keys() & sizes_two.keys():
         with contextlib.suppress(OSError):
-            known = {digest(one.sources[i]): one.names[i] for i in sizes_one[size]}
-            found = ((known.get(digest(two.sources[i])), two.names[i]) for i in sizes_two[size])
+            known = {_digest(one.sources[i]): one.names[i] for i in sizes_one[size]}
+            found = ((known.get(_digest(two.sources[i])), two.names[i]) for i in sizes_two[size])
             pairs += [(name, other) for name, other in found if name is not None]
     return sorted(pairs)
+
+
+def contradictions(images: ImageSet) -> list[tuple[str, str]]:
+    """Pairs of names of images that are the same file to the byte under two labels, in a set that is still encoded."""
+    first: dict[bytes, int] = {}
+    pairs = []
+    for positions in _by_size(images).values():
+        if len(set(images.labels[positions])) == 1:  # one alone, or one class
+            continue
+        with contextlib.suppress(OSError):
+            for i in positions:
+                other = first.setdefault(_digest(images.sources[i]), i)
+                if images.labels[other] != images.labels[i]:
+                    pairs.append((images.names[other], images.names[i]))
+    return sorted(pairs)
+
+
+def _by_size(images: ImageSet) -> dict[int, list[int]]:
+    """Positions of encoded images by their number of bytes; one that is missing is named when it is decoded."""
+    sizes: dict[int, list[int]] = {}
+    for i, source in enumerate(images.sources or ()):
+        if isinstance(source, bytes) or os.path.isfile(source):
+            sizes.setdefault(len(source) if isinstance(source, bytes) else os.path.getsize(source), []).append(i)
+    return sizes
+
+
+def _digest(source: str | Path | bytes) -> bytes:
+    return hashlib.sha256(source if isinstance(source, bytes) else Path(source).read_bytes()).digest()
 
 
 def with_pixels(images: ImageSet, size: int, *, workers: int | None = None, progress=None) -> ImageSet:

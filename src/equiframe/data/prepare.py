@@ -12,7 +12,7 @@ import numpy as np
 
 from equiframe.data.augment import parse_augmentation
 from equiframe.data.batches import IMAGENET_MEAN, IMAGENET_STD, RESIDENT_LIMIT, channel_statistics
-from equiframe.data.dataset import shared_content
+from equiframe.data.dataset import contradictions, shared_content
 from equiframe.data.images import decoding_threads, unreadable
 from equiframe.data.sources import Dataset, ImageSet, load_dataset, with_pixels
 from equiframe.errors import InputError
@@ -116,6 +116,10 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
     counts = {id(part): len(part) for part in parts.values() if part is not None}  # test may be val
     needed = sum(counts.values()) * 3 * size * size
     resident, augmentation = settle_loading(recipe, replace(dataset, train=train), sum(counts.values()), size)
+    twice = contradictions(train) if resident or len(train) <= DUPLICATES_LIMIT else []
+    if twice:
+        example = f"{twice[0][1]} is {twice[0][0]}"
+        notes.append(f"warning: {len(twice):,} training image(s) are to the byte images of another class ({example})")
     for name, part in (("validation", val), ("test", None if test is val else test)):
         if part is None or not (resident or len(train) + len(part) <= DUPLICATES_LIMIT):
             continue
