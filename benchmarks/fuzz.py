@@ -3,8 +3,8 @@
     python benchmarks/fuzz.py --seconds 600 --out benchmarks/results/fuzz.json
 
 The time is shared by the parsers. Guided by coverage where ``atheris`` is installed (``pip install atheris``), else by random
-damage to good input. Each parser runs in a process of its own with 4 GiB of memory; an input that takes longer than 20 seconds
-counts as a finding, too. Images of more than 8 million pixels are refused here (elsewhere Pillow's limit of 179 million holds), so
+damage to good input. Each parser runs in a process of its own with 4 GiB of memory; an input that takes more than 20 seconds
+of processor time (300 by the clock) counts as a finding, too. Images of more than 8 million pixels are refused here (elsewhere Pillow's limit of 179 million holds), so
 that the time does not go by with large ones.
 """
 
@@ -165,7 +165,7 @@ def fuzz(name: str, seconds: float, seed: int) -> None:
         outcomes = {"read": 0, "refused": 0}
 
         def one(content: bytes) -> None:
-            started = time.monotonic()
+            started = time.process_time()
             try:
                 parse(content)
                 outcomes["read"] += 1
@@ -173,8 +173,8 @@ def fuzz(name: str, seconds: float, seed: int) -> None:
                 outcomes["refused"] += 1
                 if len(str(error)) > 20_000:
                     raise AssertionError(f"a message of {len(str(error))} characters") from error
-            if time.monotonic() - started > 20:
-                raise AssertionError(f"took {time.monotonic() - started:.0f} s")
+            if time.process_time() - started > 20:
+                raise AssertionError(f"took {time.process_time() - started:.0f} s")
             total = sum(outcomes.values())
             if total % 200 == 0:
                 progress.seek(0)
@@ -188,7 +188,7 @@ def fuzz(name: str, seconds: float, seed: int) -> None:
                 for i, content in enumerate(good):
                     Path("corpus").mkdir(exist_ok=True)
                     Path("corpus", str(i)).write_bytes(content)
-                options = [f"-max_total_time={int(seconds)}", "-timeout=20", "-rss_limit_mb=4096", f"-seed={seed + 1}", "-print_final_stats=1",
+                options = [f"-max_total_time={int(seconds)}", "-timeout=300", "-rss_limit_mb=4096", f"-seed={seed + 1}", "-print_final_stats=1",
                            f"-artifact_prefix={os.environ['FUZZ_PROGRESS']}.", "-max_len=20000"]  # fmt: skip
                 atheris.Setup([sys.argv[0], *options, "corpus"], one)
                 atheris.Fuzz()

@@ -280,7 +280,7 @@ FOLDERS = {
         with_splits(lambda root: shutil.copy(root / "train/cat/001.png", root / "test/cat/x.png")),
         "+1 test image(s) are training images to the byte (test/cat/x.png is train/cat/001.png)"),
     "an image in two classes": (
-        lambda root: [shutil.copy(pets(root) / "cat/001.png", root / f"dog/{i:03d}.png") for i in range(3)],
+        lambda root: [pets(root), *(shutil.copy(root / "cat/001.png", root / f"dog/{i:03d}.png") for i in range(3))],
         "+training image(s) are to the byte images of another class (dog/"),
     "a validation image that is a training image": (
         with_splits(lambda root: shutil.copy(root / "train/cat/001.png", root / "val/dog/x.png")),
