@@ -44,7 +44,7 @@ class EquiframeClassifier(ClassifierMixin, BaseEstimator):
 
     Standardised columns go through the hidden layers and a linear map to D = min(K−1, 1024) features, which meet the fixed
     class vectors. Rows may be dense, sparse (made dense a batch at a time), pandas or polars; labels anything that
-    scikit-learn sorts. It computes in the precision of X: float32 stays float32 (about twice as fast), all else is float64.
+    scikit-learn sorts. It computes in the precision of X: float32 stays float32 (faster), all else is float64.
 
     Args:
         method: a name of ``equiframe methods`` without a second stage.
