@@ -16,7 +16,7 @@ import platform
 import shlex
 import sys
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -183,9 +183,10 @@ class RunFolder:
 
     def write_files(self, files: Mapping[str, bytes]) -> None:
         """Write files in the given order, their checksums before all."""
-        announce(self.path, files)
-        for name, content in files.items():
-            self.write(name, content)
+        with self._telling_what_is_kept():
+            announce(self.path, files)
+            for name, content in files.items():
+                self.write(name, content)
 
     def write_json(self, name: str, content: object) -> None:
         self.write_files({name: as_json(content)})
@@ -193,13 +194,14 @@ class RunFolder:
     def append_history(self, record: dict) -> None:
         """Add a line. Its part in the file's checksum is recorded with the next checkpoint, or by `keep_history`."""
         line = (json.dumps(record) + "\n").encode()
-        try:
-            with open(self.path / HISTORY, "ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise InputError(f"cannot write {self.path / HISTORY}: {error.strerror}") from error
+        with self._telling_what_is_kept():
+            try:
+                with open(self.path / HISTORY, "ab") as file:
+                    file.write(line)
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as error:
+                raise InputError(f"cannot write {self.path / HISTORY}: {error.strerror}") from error
         self._history.update(line)
 
     def keep_history(self, records: Sequence[dict]) -> None:
@@ -213,7 +215,7 @@ class RunFolder:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         last, previous = CHECKPOINTS
-        try:
+        with self._telling_what_is_kept():
             table = read_checksums(self.path)
             now = table.get(last, [])[:1]
             table[previous] = now + table.get(previous, [])[:1]
@@ -221,13 +223,23 @@ class RunFolder:
             table[HISTORY] = [self._history.hexdigest()]
             write_checksums(self.path, table)
             atomic_write(self.path / last, buffer.getbuffer(), keep=self.path / previous)
+
+    @property
+    def _kept(self) -> str | None:
+        """The checkpoint that is there."""
+        return next((name for name in CHECKPOINTS if (self.path / name).is_file()), None)
+
+    @contextlib.contextmanager
+    def _telling_what_is_kept(self) -> Iterator[None]:
+        """A write that fails says which checkpoint is there, if one is."""
+        try:
+            yield
         except InputError as error:
-            kept = next((name for name in CHECKPOINTS if (self.path / name).is_file()), None)
-            raise InputError(f"{error}; {kept or 'no checkpoint'} is kept") from error
+            raise InputError(f"{error}; {self._kept} is kept" if self._kept else str(error)) from error
 
     def keep_divergence(self, record: Mapping[str, object]) -> str:
         """Write which step was not finite, on which images, beside the last good checkpoint; returns where, for a person."""
-        kept = next((name for name in CHECKPOINTS if (self.path / name).is_file()), None)
+        kept = self._kept
         if kept is None:
             return "There is no checkpoint yet"
         self.write_json("nonfinite.json", {**record, "checkpoint": kept})
@@ -295,7 +307,8 @@ class RunFolder:
     def rewind_history(self, epochs: int) -> None:
         """Forget epochs after the given number, those that the checkpoint does not have, and announcements of files that were
         never written: from here on the run goes on."""
-        settle_checksums(self.path)
+        with self._telling_what_is_kept():
+            settle_checksums(self.path)
         (self.path / "nonfinite.json").unlink(missing_ok=True)
         self.keep_history([r for r in self.history() if r["epoch"] < epochs])
 
