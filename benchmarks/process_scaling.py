@@ -2,8 +2,10 @@
 
     python benchmarks/process_scaling.py
 
-Two processes (gloo, one thread each) take turns: one alone, both together, both apart. Counted is the clock over `STEPS` training steps
-of `equiframe.train.Trainer` (float32, etf-la, mixup, crops of resident pixels), `ROUNDS` rounds, interleaved.
+Two processes (gloo, one thread each) take turns: one alone, both together, both apart. Counted is the clock over a few training steps
+of `equiframe.train.Trainer` (float32, etf-la, mixup, crops of resident pixels), interleaved, as many rounds as the seconds for a model allow. On a machine that others
+use, the best of the rounds tells most: ratios are of each way's best round, and beside them the median and range of the ratios within a round. Processor
+seconds (of the process that took more) do not see waiting, but other programs disturb them least.
 
 * one: one process, B images a step; the other waits.
 * apart: each trains its own model, B images a step, and says nothing: what two processes can do at most on this machine.
@@ -45,7 +47,7 @@ from equiframe.runs import environment
 from equiframe.tracking import make_loader
 from equiframe.train import Trainer
 
-MODELS = {"resnet20": (32, 128), "resnet32": (32, 128), "timm:vit_tiny_patch16_224": (64, 64)}  # side, images a process
+MODELS = {"resnet20": (32, 64), "resnet32": (32, 64), "timm:vit_tiny_patch16_224": (64, 32)}  # side, images a process
 WAYS = ("one", "apart", "weak", "weak, own BatchNorm", "strong")
 CLASSES = 10
 LARGE = {"timm:resnet50": 128, "timm:vit_base_patch16_224": 128, "timm:vit_large_patch16_224": 64}  # images a GPU
@@ -83,7 +85,7 @@ def trainer_of(backbone: str, side: int, batch: int, world: World, sync: bool) -
     return trainer, (parts for epoch in range(10**6) for parts in loader.parts(epoch))
 
 
-def measure(rank: int, rounds: int, steps: int, say) -> dict[str, object]:
+def measure(rank: int, seconds: float, steps: int, say) -> dict[str, object]:
     both, results = World(rank, 2), {}
     for name, (side, batch) in MODELS.items():
         makers = {
@@ -93,27 +95,36 @@ def measure(rank: int, rounds: int, steps: int, say) -> dict[str, object]:
         trainers = {way: trainer_of(name, side, *maker) for way, maker in makers.items() if way != "apart"}
         trainers["apart"] = trainers["one"]
         rates: dict[str, list[float]] = {way: [] for way in WAYS}
-        for turn in range(rounds + 1):
+        busy: dict[str, list[float]] = {way: [] for way in WAYS}
+        until, turn = time.monotonic() + seconds, 0
+        while turn < 4 or not both.any(time.monotonic() > until):
             for way in WAYS:
                 trainer, parts = trainers[way]
                 dist.barrier()
-                started = time.perf_counter()
+                started, cpu = time.perf_counter(), time.process_time()
                 if rank == 0 or way != "one":
                     for _ in range(steps):
                         trainer.train_step(next(parts), 0.01)
-                took = max(both.gather(time.perf_counter() - started))
+                own = time.perf_counter() - started, time.process_time() - cpu
+                took, worked = (max(of_each) for of_each in zip(*both.gather(own), strict=True))
                 images = steps * makers[way][0] * (2 if way == "apart" else 1)
                 if turn:  # the first round warms up
                     rates[way].append(images / took)
+                    busy[way].append(worked / steps)
+            turn += 1
         one = rates["one"]
-        ratio = {way: [r / o for r, o in zip(rates[way], one, strict=True)] for way in WAYS[1:]}
-        for way in ratio:
-            if way != "strong":
-                ratio[way] = [r / 2 for r in ratio[way]]
+        share = {way: 1 if way == "strong" else 2 for way in WAYS[1:]}
+        ratio = {
+            way: {
+                "best": round(max(rates[way]) / max(one) / of, 3),
+                **spread([r / o / of for r, o in zip(rates[way], one, strict=True)], 3),
+            }
+            for way, of in share.items()
+        }
         parameters = sum(p.numel() for p in trainers["one"][0].model.parameters() if p.requires_grad)
         gradients = torch.zeros(parameters)
         exchange = []
-        for _ in range(rounds):
+        for _ in range(10):
             dist.barrier()
             started = time.perf_counter()
             dist.all_reduce(gradients)
@@ -125,7 +136,9 @@ def measure(rank: int, rounds: int, steps: int, say) -> dict[str, object]:
             "gradient_megabytes": round(4e-6 * parameters, 3),
             "all_reduce_seconds": spread(exchange, 5),
             "images_per_second": {way: spread(values, 1) for way, values in rates.items()},
-            "efficiency (strong: speed-up)": {way: spread(values, 3) for way, values in ratio.items()},
+            "processor_seconds_a_step": {way: spread(values, 3) for way, values in busy.items()},
+            "rounds": len(one),
+            "efficiency (strong: speed-up)": ratio,
         }
         say(f"{name}: {json.dumps(results[name])}")
     return results
@@ -139,7 +152,7 @@ def spread(values: list[float], digits: int) -> dict[str, float]:
     }
 
 
-def in_two_processes(rounds: int, steps: int) -> dict[str, object]:
+def in_two_processes(seconds: float, steps: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         child = os.fork()
         rank = 0 if child else 1
@@ -147,7 +160,7 @@ def in_two_processes(rounds: int, steps: int) -> dict[str, object]:
         keep_memory()
         dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
         results = measure(
-            rank, rounds, steps, (lambda text: print(text, flush=True)) if rank == 0 else (lambda text: None)
+            rank, seconds, steps, (lambda text: print(text, flush=True)) if rank == 0 else (lambda text: None)
         )
         dist.barrier()
         if not child:
@@ -199,19 +212,18 @@ def calculate() -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--seconds", type=float, default=75, help="for each model")
+    parser.add_argument("--steps", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "process_scaling.json")
     arguments = parser.parse_args()
-    measured = in_two_processes(arguments.rounds, arguments.steps)
+    measured = in_two_processes(arguments.seconds, arguments.steps)
     machine = environment(torch.device("cpu"))
     machine = {name: machine[name] for name in ("torch", "python", "cpu", "cpu_capability", "cores")}
-    command = f"python benchmarks/process_scaling.py --rounds {arguments.rounds} --steps {arguments.steps}"
+    command = f"python benchmarks/process_scaling.py --seconds {arguments.seconds:g} --steps {arguments.steps}"
     record = {
         "command": command,
         "date": datetime.now(timezone.utc).date().isoformat(),
         **machine,
-        "rounds": arguments.rounds,
         "steps": arguments.steps,
         "load_before": [round(x, 2) for x in LOAD],
         "measured": measured,

@@ -26,6 +26,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from equiframe.errors import InputError
 
 T = TypeVar("T")
+WAIT = 1800.0  # seconds for all processes to come, as torch has it
 
 
 class Lost(Exception):
@@ -192,9 +193,14 @@ class World:
         """Leave each process its part of a module's parameters (along their first dimension), of their gradients and of what an
         optimiser keeps of them, in place: torch's FSDP2. Each of `blocks_of` is put together where it computes, and gradients are
         averaged over the processes. From here on all processes call the module as often; buffers stay whole.
+
+        Raises:
+            InputError: on CPUs with an old torch (2.6).
         """
         if self.size == 1:
             return
+        if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+            raise InputError(f"torch {torch.__version__} cannot shard on CPUs, a newer one can; train without --shard")
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -365,13 +371,15 @@ def _name_of_start(store: dist.Store, world: World) -> str:
             caller = store.get(f"equiframe/{me}/{rank}").decode()  # waits for it
             store.set(f"equiframe/answer/{caller}", me)
         return me
-    while True:
+    until = time.monotonic() + WAIT
+    while time.monotonic() < until:
         first = store.get("equiframe/first").decode()
         store.set(f"equiframe/{first}/{world.rank}", me)
         for _ in range(50):
             if store.check([f"equiframe/answer/{me}"]):
                 return store.get(f"equiframe/answer/{me}").decode()
             time.sleep(0.01)
+    raise InputError(f"the first process did not answer for {WAIT / 60:g} minutes; start all processes again")
 
 
 def _is_first(start: str) -> bool:
