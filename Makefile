@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test bench docs types lint format clean
+.PHONY: demo test bench audit docs types lint format clean
 
 demo: $(STAMP)
 	$(BIN)/equiframe compare digits --imbalance 50 --methods ce,balanced-softmax,etf-la --seeds 0,1,2 \
@@ -15,6 +15,9 @@ test: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m pytest -n 0 -s --timeout=600 benchmarks/test_guards.py
+
+audit: $(STAMP)
+	$(BIN)/python benchmarks/audit.py
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -935,3 +935,14 @@ GOOD_CARD = {"backbone": "mlp", "width": 8, "image_size": 8, "class_names": ["a"
 def test_any_description(text):
     only_input_errors(ModelCard.from_json, text, "model.json")
     only_input_errors(ModelCard.from_json, b"[" * 100_000, "model.json")
+
+
+def test_the_page_names_tests_and_scripts_that_exist():
+    root = Path(__file__).parents[1]
+    page = (root / "docs" / "reliability.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", page))
+    defined = {n for f in (root / "tests").glob("*.py") for n in re.findall(r"^def (test_\w+)", f.read_text(), re.M)}
+    assert len(named) > 60
+    assert named <= defined
+    for path in re.findall(r"`(tests/\w+\.py)`", page) + re.findall(r"python (benchmarks/\w+\.py)", page):
+        assert (root / path).is_file(), path
