@@ -110,8 +110,9 @@ def test_choice_of_geometry():
     assert choose_geometry(128, 64) == "orthoplex"
     assert choose_geometry(129, 64) == "code"
     assert choose_geometry(513, 64) == "kerdock"
-    assert choose_geometry(513, 128) == "gold"
-    assert choose_geometry(513, 100) == "embedded"
+    assert choose_geometry(1024, 128) == choose_geometry(1024, 100) == "code"
+    assert choose_geometry(1025, 128) == "gold"
+    assert choose_geometry(1025, 100) == choose_geometry(200, 17) == "embedded"
     assert choose_geometry(1024, 5) == "code"
     assert choose_geometry(1_000_000, 1024) == "kerdock"
     for k, d, message in [

@@ -347,4 +347,4 @@ def test_dot_regression_never_makes_logits_of_a_million_classes():
 
 def test_auto_takes_these_frames():
     assert isinstance(make_frame(1000, 64), KerdockFrame)
-    assert isinstance(make_frame(1000, 128), GoldFrame)
+    assert isinstance(make_frame(2000, 128), GoldFrame)

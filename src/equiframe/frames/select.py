@@ -25,15 +25,23 @@ GEOMETRIES: dict[str, Callable[..., Frame]] = {
     "embedded": EmbeddedFrame,
     "code": CodeFrame,
 }
-_CODE_WINS = {4: 20, 8: 120, 16: 128}  # up to this K an optimised code has the smaller cosine (docs/frames.md)
-_CODE_WINS_ELSEWHERE = 512  # beyond, it would take seconds to make
+# From this D on an optimised code has the smaller cosine up to this K (benchmarks/code_limits.py); the largest that were tried
+CODE_WINS = {
+    2: 512, 4: 20, 5: 512, 8: 120, 9: 512, 16: 128, 17: 144, 18: 160, 19: 176, 20: 200, 22: 256, 24: 512,
+    36: 1024, 64: 512, 80: 960, 96: 1024, 257: 512,
+}  # fmt: skip
+
+
+def code_limit(dim: int) -> int:
+    """The largest K for which a code is taken before a Kerdock or Gold frame in D ≥ 2 dimensions."""
+    return CODE_WINS[max(d for d in CODE_WINS if d <= dim)]
 
 
 def choose_geometry(num_classes: int, dim: int) -> str:
     """The best geometry that we have, from K and D alone.
 
     simplex for K ≤ D+1 and orthoplex for K ≤ 2D (both optimal); then an optimised code while that has the smaller cosine
-    (K ≤ 512); then Kerdock or Gold, in D dimensions or embedded from the largest power of two below; an optimised code again
+    (`CODE_WINS`: K ≤ 1,024); then Kerdock or Gold, in D dimensions or embedded from the largest power of two below; an optimised code again
     where those have no room (K ≤ 1,024).
 
     Raises:
@@ -44,7 +52,7 @@ def choose_geometry(num_classes: int, dim: int) -> str:
         return "simplex"
     if num_classes <= 2 * dim:
         return "orthoplex"
-    if num_classes <= _CODE_WINS.get(dim, _CODE_WINS_ELSEWHERE) and dim > 1:
+    if dim > 1 and num_classes <= code_limit(dim):
         return "code"
     n = inner_dim(dim)
     if num_classes <= capacity(n):
