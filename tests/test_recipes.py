@@ -104,6 +104,8 @@ def test_the_widths_benchmark_holds_an_orthoplex_against_a_simplex(ratio, frame,
         head = build_head(resolve_method(recipe.method, {n: getattr(recipe, n) for n in METHOD_FIELDS}), width, 100)
         heads[variant.name] = (width, head.frame.geometry if isinstance(head, FrameHead) else "learnable")
     promised = {frame: (64, "orthoplex"), f"{frame}:width=32": (128, "simplex")}
+    if ratio == 100:
+        promised["etf-la:epochs=12"] = promised[frame]
     assert heads == promised | dict.fromkeys(learnable, (64, "learnable"))
     assert (fields.get("imbalance"), sum(fields.get("class_counts", []))) == {1: (None, 10_800), 100: (100.0, 0)}[ratio]
 
