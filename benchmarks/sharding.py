@@ -1,6 +1,7 @@
 """Sharded backbones against shared ones, over many of timm's designs: are two SGD steps the same, and what is put together at a time?
 
     torchrun --nproc-per-node 2 benchmarks/sharding.py | tee benchmarks/results/sharding.txt
+    torchrun --nproc-per-node 2 benchmarks/sharding.py timm:vgg11_bn timm:volo_d1_224
 
 Two gloo processes, two random images each, synchronised BatchNorm, momentum 0.9; dropout is off. ``difference`` is the largest of a weight.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
+import sys
 import warnings
 
 import torch
@@ -64,8 +66,8 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     world = World(dist.get_rank(), dist.get_world_size())
-    for name, side in BACKBONES.items():
-        line = compare(name, side, world)
+    for name in sys.argv[1:] or BACKBONES:
+        line = compare(name, BACKBONES[name], world)
         if world.leads:
             print(line, flush=True)
     if world.leads:
