@@ -336,14 +336,32 @@ CASES = {
 
 
 def tree(root):
-    return {p: (p.lstat().st_mtime_ns, p.lstat().st_size) for p in root.rglob("*") if p.name != "__pycache__"}
+    """Every file and folder with its time and size."""
+    found = {}
+    for folder, _, files in os.walk(root):
+        for path in (folder, *(os.path.join(folder, name) for name in files)):
+            state = os.lstat(path)
+            found[os.path.relpath(path, root)] = state.st_mtime_ns, state.st_size
+    return found
+
+
+@pytest.fixture(scope="module")
+def changes(world):
+    """``changes()``: what changed in the world since it was last asked."""
+    before = tree(world)
+
+    def changed():
+        nonlocal before
+        earlier, before = before, tree(world)
+        return {name for name, _ in earlier.items() ^ before.items()}
+
+    return changed
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_bad_input(case, world, monkeypatch, capfd):
+def test_bad_input(case, world, changes, monkeypatch, capfd):
     arguments, message = CASES[case]
     monkeypatch.chdir(world)
-    before = tree(world)
     code = main(arguments)
     out, error = capfd.readouterr()
     assert code == 2, error
@@ -351,8 +369,15 @@ def test_bad_input(case, world, monkeypatch, capfd):
     assert error.count("\n") == 1, error
     assert error.startswith("equiframe: ")
     assert any(matches(part, error) for part in message.split("|")), error
-    changed = {p.relative_to(world) for p in tree(world).items() ^ before.items() for p in [p[0]]}
-    assert not changed
+    assert not changes()
+
+
+def test_the_check_of_changes_can_fail(world, changes):
+    assert not changes()
+    (world / "pets" / "cat" / "new").touch()
+    assert changes() == {"pets/cat", "pets/cat/new"}
+    (world / "pets" / "cat" / "new").unlink()
+    assert changes() == {"pets/cat", "pets/cat/new"}
 
 
 def matches(pattern, text):
