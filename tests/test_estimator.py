@@ -267,6 +267,17 @@ def test_early_stopping_keeps_the_best(table):
     assert best < model.n_iter_
 
 
+def test_columns_are_standardised_a_chunk_at_a_time(table, monkeypatch):
+    X, y, _, _ = table
+    weights = np.random.default_rng(0).random(len(y))
+    monkeypatch.setattr("equiframe.estimator.CHUNK", 100 * X.shape[1])
+    for rows in (X, scipy.sparse.csr_matrix(X)):
+        network = quick(max_iter=1).fit(rows, y, weights).network_
+        mean = np.average(X, axis=0, weights=weights)
+        np.testing.assert_allclose(network.mean, mean, rtol=1e-9)
+        np.testing.assert_allclose(network.scale**2, np.average((X - mean) ** 2, axis=0, weights=weights), rtol=1e-9)
+
+
 def test_automatic_sizes():
     sizes = {100: 100, 5_000: 200, 20_000: 400, 1_000_000: 4096}
     assert {num: quick()._batch_size(num) for num in sizes} == sizes

@@ -322,7 +322,10 @@ class EquiframeClassifier(ClassifierMixin, BaseEstimator):
     def _standardise(self, X, weights: np.ndarray | None) -> None:
         if not self.standardise:
             return
-        self._scaler.set_params(with_mean=not _is_sparse(X)).partial_fit(X, sample_weight=weights)
+        self._scaler.set_params(with_mean=not _is_sparse(X))
+        rows = max(1, CHUNK // X.shape[1])
+        for i in range(0, X.shape[0], rows):  # a chunk at a time: it copies what it gets to float64
+            self._scaler.partial_fit(X[i : i + rows], sample_weight=None if weights is None else weights[i : i + rows])
         self.network_.standardise(torch.from_numpy(self._scaler.mean_), torch.from_numpy(self._scaler.scale_))
 
     def _loss(self) -> Loss:
