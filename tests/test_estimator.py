@@ -1,7 +1,9 @@
 """The scikit-learn classifier: scikit-learn's own checks, its tools around it, and what its parameters promise."""
 
 import copy
+import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -373,3 +375,15 @@ def test_every_length_of_hidden_layers_is_taken(table):
     for sizes, layers in ((4, 2), ((), 1), ([5, 4], 3), (np.array([3]), 2)):
         network = quick(hidden_layer_sizes=sizes, max_iter=1).fit(X, y).network_
         assert sum(isinstance(m, torch.nn.Linear) for m in network.body) == layers
+
+
+def test_the_tables_of_the_page_are_those_measured(monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    import tabular
+
+    parts = json.loads((root / "benchmarks" / "results" / "tabular.json").read_text(encoding="utf-8"))["parts"]
+    page = (root / "docs" / "scikit-learn.md").read_text(encoding="utf-8")
+    assert (
+        page.split("<!-- tables:begin -->\n")[1].split("\n<!-- tables:end -->")[0] == tabular.markdown(parts).rstrip()
+    )
