@@ -3,7 +3,7 @@
     python benchmarks/predict_speed.py
 
 Generates photographs (smooth noise, 500x375, quality 85), trains one epoch of a ResNet-20 at 64x64 on a few of them, then in turn, in
-one run, each as a process of its own: `predict` of all of them, and decoding all of them (Pillow, to 64x64) on as many threads as
+one run, each as a process of its own: `predict` of all of them, and decoding all of them (Pillow, whole, then to 64x64) on as many threads as
 there are cores. Counted are wall time and processor time less those of the same command on a single image (start-up); cores busy =
 processor time / wall time. Needs an idle machine.
 """
@@ -35,7 +35,6 @@ from pathlib import Path
 from PIL import Image
 def decode(path):
     with Image.open(path) as image:
-        image.draft("RGB", (64, 64))
         image.convert("RGB").resize((64, 64))
 with ThreadPoolExecutor(os.cpu_count()) as pool:
     list(pool.map(decode, sorted(Path(sys.argv[1]).rglob("*.jpg"))))
