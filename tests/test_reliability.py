@@ -25,6 +25,7 @@ from conftest import encoded, picture, tiny_fields, write_class, write_parquet
 from equiframe import files
 from equiframe.cli import main
 from equiframe.cli.terminal import write_page
+from equiframe.collapse.files import load_features
 from equiframe.data.dataset import Dataset, ImageSet
 from equiframe.data.lists import read_list
 from equiframe.data.prepare import _indices_from_manifest, indices_hash, prepare_data
@@ -758,6 +759,19 @@ def test_arrays_packed_in_another_way(tmp_path, at, value):
     (tmp_path / "predictions.npz").write_bytes(content)
     with pytest.raises(InputError, match=r"predictions\.npz is damaged"):
         RunFolder(tmp_path).read_arrays("predictions.npz")
+
+
+def test_archives_of_what_is_no_array(tmp_path):
+    """Found by fuzzing: NumPy hands out other members of an archive as bytes."""
+    with zipfile.ZipFile(tmp_path / "predictions.npz", "w") as archive:
+        archive.writestr("features.npy", b"no array")
+        archive.writestr("labels", b"nor this")
+    for read in (
+        lambda: RunFolder(tmp_path).read_arrays("predictions.npz"),
+        lambda: load_features(tmp_path / "predictions.npz"),
+    ):
+        with pytest.raises(InputError, match=r"predictions\.npz is (damaged|not a NumPy archive)"):
+            read()
 
 
 @pytest.fixture

@@ -281,7 +281,10 @@ class RunFolder:
                 raise InputError(f"{self.path / name} would unpack to {unpacked:,} bytes; refused")
             verify(self.path, name, raw)
             with np.load(io.BytesIO(raw), allow_pickle=False) as file:
-                return dict(file)
+                arrays = dict(file)
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+                raise ValueError("a member of the archive is no array")
+            return arrays
         except InputError:
             raise
         except (

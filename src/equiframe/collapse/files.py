@@ -27,6 +27,8 @@ def load_features(path: str | Path) -> dict[str, Tensor]:
         with np.load(path, allow_pickle=False) as archive:
             found = {name: archive[name] for name in NAMES if name in archive.files}
             others = archive.files
+        if not all(isinstance(array, np.ndarray) for array in found.values()):
+            raise ValueError("a member of the archive is no array")
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
     except Exception as error:  # a damaged archive makes zipfile and NumPy raise all sorts
