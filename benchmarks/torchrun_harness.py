@@ -144,23 +144,21 @@ def main() -> None:
     known = arguments.out and arguments.out.is_file()
     results = json.loads(arguments.out.read_text())["cases"] if known else {}
 
+    machine = environment(torch.device("cpu"))
+    machine = {name: machine[name] for name in ("torch", "python", "cpu", "cpu_capability", "cores")}
+    record = {"command": "python benchmarks/torchrun_harness.py", **machine, "cases": results}
+
     def report(name: str, result: dict[str, object]) -> None:
-        results[name] = result
+        results[name] = {"date": datetime.now(timezone.utc).date().isoformat(), **result}
         print(f"{name}: {result}", flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(record, indent=1) + "\n")
 
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "whole"
         finish(2, whole)
         for name in arguments.only:
             CASES[name](Path(folder), whole, report)
-    if arguments.out:
-        machine = environment(torch.device("cpu"))
-        machine = {name: machine[name] for name in ("torch", "python", "cpu", "cpu_capability", "cores")}
-        when = datetime.now(timezone.utc).date().isoformat()
-        command = "python benchmarks/torchrun_harness.py"
-        arguments.out.write_text(
-            json.dumps({"command": command, "date": when, **machine, "cases": results}, indent=1) + "\n"
-        )
 
 
 if __name__ == "__main__":
