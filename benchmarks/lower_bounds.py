@@ -53,7 +53,7 @@ def main() -> None:
     )
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     old = ["-W", "ignore::DeprecationWarning", "-W", "ignore::FutureWarning"]  # old packages among each other
-    command = [str(python), "-m", "pytest", "-q", "-n", "2", *old, *arguments.pytest]
+    command = [str(python), "-m", "pytest", "-n", "2", *old, *arguments.pytest]
     result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     print(result.stdout[-6000:], result.stderr[-2000:])
     names = {re.split("==", text)[0].lower() for text in wanted}
