@@ -521,7 +521,10 @@ def test_blocks_are_found():
     assert blocks_of(Normed(3, 4, 0.0)) == []
 
 
-SHARDED = [{"method": "etf-la", "optimizer": "adamw", "lr": 1e-3}, {"sam": 0.05, "batch_size": 15, "accumulate": 2}]
+SHARDED = [
+    {"method": "etf-la", "optimizer": "adamw", "lr": 1e-3, "batch_size": 45},
+    {"sam": 0.05, "batch_size": 30, "accumulate": 2},
+]  # few steps: each waits for the other process many times
 
 
 def test_a_sharded_backbone_trains_as_a_shared_one_and_continues_anywhere(processes, backbone, data, tmp_path):
@@ -530,7 +533,7 @@ def test_a_sharded_backbone_trains_as_a_shared_one_and_continues_anywhere(proces
         said = processes(lambda world: caught(lambda: train(recipe_of(shard=True), tmp_path / "old", data=data)))
         assert all("cannot shard on CPUs" in text for text in said)
         return
-    recipes = [recipe_of(**fields) for fields in SHARDED]
+    recipes = [recipe_of(**fields, epochs=1, track="none") for fields in SHARDED]
 
     def in_two(world):
         compute_in(torch.float64)
@@ -549,7 +552,7 @@ def test_a_sharded_backbone_trains_as_a_shared_one_and_continues_anywhere(proces
             return loss
 
         Trainer.train_step = look
-        stopping(recipes[0].with_(shard=True), tmp_path / "run", data, at=(0, 3))(world)
+        stopping(recipes[0].with_(shard=True), tmp_path / "run", data, at=(0, 1))(world)
         return parts[:3]
 
     (parts, sharded, others), (parts_, _, _) = processes(in_two)
@@ -564,19 +567,18 @@ def test_a_sharded_backbone_trains_as_a_shared_one_and_continues_anywhere(proces
     states = [RunFolder(tmp_path / f"{name}-0").load_checkpoint() for name in ("sharded", "shared")]
     for one, two in zip(*(torch.utils._pytree.tree_leaves([s["model"], s["optimizer"]]) for s in states), strict=True):
         torch.testing.assert_close(one, two)  # checkpoints are of one form
-    for name in ("by three", "by one", "shared by three"):
+    for name in ("by three", "by one", "shared by one"):
         shutil.copytree(tmp_path / "run", tmp_path / name)
 
     def in_three(world):
-        finished = stopping(recipes[0].with_(shard=True), tmp_path / "by three", data, resume=True, at=None)(world)
-        stopping(recipes[0], tmp_path / "shared by three", data, resume=True, at=None)(world)
-        return finished
+        return stopping(recipes[0].with_(shard=True), tmp_path / "by three", data, resume=True, at=None)(world)
 
     def alone(world):
+        stopping(recipes[0], tmp_path / "shared by one", data, resume=True, at=None)(world)
         return stopping(recipes[0].with_(shard=True), tmp_path / "by one", data, resume=True, at=None)(world)
 
     assert {how for how, _ in (*processes(in_three, 3), *processes(alone, 1))} == {"finished"}
-    for name in ("by three", "by one", "shared by three"):
+    for name in ("by three", "by one", "shared by one"):
         assert_close(outcome(tmp_path / name), outcome(tmp_path / "shared-0"), 1e-8)
 
 
@@ -612,7 +614,7 @@ def test_a_disk_that_is_full_for_the_first_is_full_for_all(processes, backbone, 
     monkeypatch.setattr("equiframe.runs.atomic_write", full)
     one, two = processes(lambda world: caught(lambda: train(recipe_of(), tmp_path / "run", data=data)))
     assert one == two
-    assert one.endswith("No space left on device; no checkpoint is kept")
+    assert one.endswith("No space left on device")
 
 
 def test_a_process_that_dies_ends_the_others(processes, backbone, data, tmp_path):
