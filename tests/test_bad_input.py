@@ -336,12 +336,13 @@ CASES = {
 
 
 def tree(root):
-    """Every file and folder with its time and size."""
+    """Every file and folder below the root with its time and size; the root's own time tells of what came and went, too."""
     found = {}
     for folder, _, files in os.walk(root):
         for path in (folder, *(os.path.join(folder, name) for name in files)):
             state = os.lstat(path)
             found[os.path.relpath(path, root)] = state.st_mtime_ns, state.st_size
+    found.pop(".")
     return found
 
 

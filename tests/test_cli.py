@@ -384,3 +384,12 @@ done
         "",
         "equiframe: unknown shell 'bsh'; did you mean 'bash'? (known: bash, fish, tcsh, zsh)\n",
     )
+
+
+def test_a_temperature_that_saw_no_error_is_told(finished_run, capsys):
+    from equiframe.cli.terminal import print_metrics
+
+    metrics = json.loads((finished_run / "metrics.json").read_text())
+    for share, told in ((1.0, True), (0.9, False)):
+        print_metrics(metrics | {"val_top1": share}, "run")
+        assert ("do not trust probabilities near 1" in " ".join(capsys.readouterr().out.split())) is told

@@ -232,7 +232,8 @@ def load_classifier(run: str | Path, device: torch.device | str = "cpu") -> tupl
             inside = sorted(run.glob("*/seed-*/model.json"))
             if inside:
                 raise InputError(f"{run} is a comparison; choose one of its runs, such as {inside[0].parent}")
-            raise InputError(f"{run} {kind}: {path.name} is missing")
+            more = f"; continue with: equiframe train --resume --out {run}" if "finished" in kind else ""
+            raise InputError(f"{run} {kind}: {path.name} is missing{more}")
     text = read_limited(description, DESCRIPTION_LIMIT)
     card = ModelCard.from_json(text, str(description))
     model = restore_classifier(card, weights, description)

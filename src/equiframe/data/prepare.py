@@ -238,7 +238,9 @@ def choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple[
         names = ", ".join(dataset.class_names[k] for k in singles[:5]) + (", …" if len(singles) > 5 else "")
         notes.append(f"{len(singles)} class(es) with a single image stay in training, without validation: {names}")
     if not len(held):
-        raise InputError(f"{dataset.name} is too small for a validation split; give val/ images or --validation 0")
+        raise InputError(
+            f"{dataset.name} is too small for a validation split; give val/ images, more images a class, or test/ images and --validation 0"
+        )
     return chosen[kept], chosen[held]
 
 
