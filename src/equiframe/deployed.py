@@ -68,9 +68,7 @@ class Deployed(nn.Module):
 
 def as_run(model: Classifier, card: ModelCard, device: torch.device) -> Run:
     """The same of a classifier as it is, without a dense frame; the outputs come to the CPU."""
-    model = model.to(
-        device, memory_format=torch.channels_last
-    ).eval()  # a third faster on a CPU than images plane by plane
+    model = model.to(device, memory_format=torch.channels_last).eval()  # faster on a CPU than plane by plane
     mean, std = torch.tensor(card.mean, device=device), torch.tensor(card.std, device=device)
 
     @torch.no_grad()

@@ -287,9 +287,7 @@ class RunFolder:
             return arrays
         except InputError:
             raise
-        except (
-            Exception
-        ) as error:  # a damaged archive makes zipfile and NumPy raise all sorts; allow_pickle=False: none runs code
+        except Exception as error:  # a damaged archive makes zipfile and NumPy raise all sorts; none runs code
             reason = (str(error) or repr(error)).splitlines()[0]
             raise InputError(f"{self.path / name} is damaged: {reason}") from error
 
