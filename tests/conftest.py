@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,9 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+signal.signal(
+    signal.SIGINT, signal.default_int_handler
+)  # a shell that starts the suite in the background has it ignored
 
 REAL_DATA = Path(__file__).parents[2] / "shared" / "data"
 
