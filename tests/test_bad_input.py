@@ -127,7 +127,10 @@ CASES = {
     "class folder without images": (train_on("gap"), "class folder without images: gap/fox"),
     "single class": (train_on("single"), "single has a single class ('cat'); classification needs at least two"),
     "class in val only": (train_on("extra"), "extra/val has class folders that training lacks: fox"),
-    "text as image": (train_on("text"), "not an image, or a kind that cannot be read: dog/003.png"),
+    "text as image": (
+        train_on("text"),
+        "not an image, or a kind that cannot be read: dog/003.png (--on-bad-image skip leaves such files out",
+    ),
     "text as image, streamed": (train_on("text", "--data-mode", "stream"), "not an image, .*: dog/003.png"),
     "truncated image": (train_on("cut"), "image cannot be decoded (truncated or damaged): dog/003.png"),
     "truncated image, streamed": (train_on("cut", "--data-mode", "stream"), "(truncated or damaged): dog/003.png"),

@@ -99,6 +99,34 @@ def test_more_of_the_same_images_change_nothing(cloud):
     torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
+def test_weights_and_adjustment_share_the_work(cloud, balance):
+    """The classifier found is where no small step lowers the risk, as summed by loops from its formula."""
+    features, labels, counts = cloud
+    decay, n = 0.01, COUNTS
+
+    def risk(weight, bias):
+        total = decay / 2 * float((weight**2).sum() + (bias**2).sum())
+        for h, y in zip(features.tolist(), labels.tolist(), strict=True):
+            row = [
+                sum(w * x for w, x in zip(weight[k].tolist(), h, strict=True))
+                + float(bias[k])
+                + (1 - balance) * math.log(n[k] / sum(n))
+                for k in range(3)
+            ]
+            total -= n[y] ** -balance / sum(m ** (1 - balance) for m in n) * log_softmax(row)[y]
+        return total
+
+    weight, bias = fit_classifier(features, labels, counts, weight_decay=decay, balance=balance)
+    least = risk(weight, bias)
+    for seed in range(6):
+        step = torch.from_numpy(np.random.default_rng(seed).normal(size=(3, 6)) * 1e-2)
+        assert risk(weight + step[:, :5], bias + step[:, 5]) > least
+        assert abs(risk(weight + 1e-2 * step[:, :5], bias + 1e-2 * step[:, 5]) - least) < 1e-7  # flat: a minimum
+    if balance == 1:
+        torch.testing.assert_close((weight, bias), fit_classifier(features, labels, counts, weight_decay=decay))
+
+
 @given(st.floats(0, 2), st.integers(0, 99))
 def test_normalising_by_a_power_of_the_length(tau, seed):
     weight = torch.from_numpy(np.random.default_rng(seed).normal(size=(4, 6)))

@@ -11,7 +11,7 @@ from scipy import stats
 
 from equiframe import InputError
 from equiframe.summaries import holm
-from equiframe.verdicts import judge, shared_variance, student
+from equiframe.verdicts import in_words, judge, shared_variance, student
 
 
 def by_seed(*values):
@@ -175,3 +175,12 @@ def test_a_pair_has_one_verdict():
     assert to_best.p_holm == to_reference.p_holm
     assert {to_best.call, to_reference.call} in ({"better", "worse"}, {to_best.call})
     assert to_best.difference == -to_reference.difference
+
+
+def test_methods_that_are_exactly_level_are_said_to_be():
+    level = judge({"b": {0: 0.5, 1: 0.7}, "a": {0: 0.5, 1: 0.7}, "c": {0: 0.2, 1: 0.3}})
+    assert in_words(level, 0.6).startswith(
+        "b has the highest macro accuracy (the mean over classes), 60.0\u00a0%; that of a is exactly the same on the seeds they share."
+    )
+    ahead = judge({"b": {0: 0.5, 1: 0.7}, "a": {0: 0.5, 1: 0.6}})
+    assert "exactly the same" not in in_words(ahead, 0.6)

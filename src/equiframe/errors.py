@@ -14,6 +14,10 @@ class InputError(ValueError):
     """Something in the caller's input is wrong; the message names the thing and says what would do."""
 
 
+class BadImage(InputError):
+    """A file that should be an image and cannot be read as one."""
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> InputError:
     """The error for an unknown name, with the nearest known one.
 

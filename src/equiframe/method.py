@@ -70,6 +70,7 @@ _RESCALABLE = ("linear", "frozen-linear", "cosine")
 SECOND_STAGES: dict[str, tuple[str, tuple[str, ...] | None]] = {  # name → what it is, and the heads it makes sense on
     "none": ("the model as it was trained", None),
     "crt": ("a linear classifier anew, class-balanced (Kang 2020)", None),
+    "crt-adjusted": ("crt, balanced half by weights n^−½ and half by logit adjustment (Menon 2021)", None),
     "tau-norm": ("class vectors divided by their length to the power τ (Kang 2020)", ("linear",)),
     "lws": ("learned scales of the logits, class-balanced (Kang 2020)", _RESCALABLE),
     "label-aware-smoothing": ("lws with more label smoothing for larger classes (MiSLAS, Zhong 2021)", _RESCALABLE),

@@ -84,13 +84,18 @@ def minimise(
     *,
     weight_decay: float = WEIGHT_DECAY,
     max_iterations: int = 500,
+    balance: float = 1.0,
 ) -> int:
     """Minimise the class-balanced risk of ``losses() -> (N,)`` over the parameters, in place, by L-BFGS.
+
+    Args:
+        balance: γ in [0, 1]: an image of class k weighs n_k^−γ, so class k as a whole n_k^(1−γ); the weights sum to 1.
 
     Returns:
         the number of evaluations.
     """
-    weights = 1 / (len(counts) * counts)[labels]
+    of_class = counts**-balance
+    weights = (of_class / (of_class * counts).sum())[labels]
     optimizer = torch.optim.LBFGS(
         parameters, max_iter=max_iterations, history_size=20, tolerance_grad=1e-6, tolerance_change=1e-9,
         line_search_fn="strong_wolfe",
@@ -111,18 +116,27 @@ def minimise(
 
 
 def fit_classifier(
-    features: Tensor, labels: Tensor, counts: Tensor, *, weight_decay: float = WEIGHT_DECAY
+    features: Tensor, labels: Tensor, counts: Tensor, *, weight_decay: float = WEIGHT_DECAY, balance: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """The linear classifier ``(K, D)``, ``(K,)`` of least class-balanced cross-entropy, from scratch.
+    r"""The linear classifier ``(K, D)``, ``(K,)`` of least balanced cross-entropy, from scratch.
 
-    Shapes: features ``(N, D)``, integer labels ``(N,)``, counts ``(K,)``. Source: classifier re-training (cRT), Kang et
-    al., ICLR 2020, who sample and augment for some epochs.
+    .. math:: \sum_i \frac{n_{y_i}^{-\gamma}}{\sum_k n_k^{1-\gamma}}\,
+        \mathrm{CE}\bigl(W h_i + b + (1-\gamma) \log\tfrac{n}{N},\; y_i\bigr) + \frac{\lambda}{2} \lVert W, b\rVert^2
+
+    ``balance`` = γ = 1 weights every class alike, 0 is logit adjustment, and between them both share the work: weights as
+    large as n₁/n_K let single images of the tail decide, and an adjustment alone leaves them next to no gradient. Without
+    weight decay the best classifier of every γ is that of the balanced error.
+
+    Shapes: features ``(N, D)``, integer labels ``(N,)``, counts ``(K,)``. Source: classifier re-training (cRT, γ = 1), Kang
+    et al., ICLR 2020, who sample and augment for some epochs; other γ: Menon et al., ICLR 2021, Theorem 1 with δ = π^(1−γ).
     """
+    adjustment = (1 - balance) * torch.log(counts / counts.sum())
     weight = features.new_zeros(len(counts), features.shape[1]).requires_grad_()
     bias = features.new_zeros(len(counts)).requires_grad_()
     minimise(
-        [weight, bias], lambda: F.cross_entropy(features @ weight.T + bias, labels, reduction="none"), labels, counts,
-        weight_decay=weight_decay,
+        [weight, bias],
+        lambda: F.cross_entropy(features @ weight.T + bias + adjustment, labels, reduction="none"), labels, counts,
+        weight_decay=weight_decay, balance=balance,
     )  # fmt: skip
     return weight.detach(), bias.detach()
 
@@ -196,6 +210,10 @@ def _crt(stage: Stage) -> Result:
     return *fit_classifier(stage.training.features, stage.training.labels, stage.counts), {}
 
 
+def _crt_adjusted(stage: Stage) -> Result:
+    return *fit_classifier(stage.training.features, stage.training.labels, stage.counts, balance=0.5), {}
+
+
 def _tau_norm(stage: Stage) -> Result:
     """Without validation images τ = 0.7, about where Kang et al. found it."""
     lengths = torch.linalg.vector_norm(stage.weight, dim=1)
@@ -249,6 +267,7 @@ def _tau(
 
 _STAGES: dict[str, Callable[[Stage], Result]] = {
     "crt": _crt,
+    "crt-adjusted": _crt_adjusted,
     "tau-norm": _tau_norm,
     "lws": _lws,
     "label-aware-smoothing": _label_aware_smoothing,

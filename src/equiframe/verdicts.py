@@ -270,7 +270,9 @@ def _corrected(num: int) -> str:
 
 def in_words(verdicts: Verdicts, best_macro: float) -> str:
     """Which method is best and by how much, in a few sentences."""
-    text = f"{verdicts.best} has the highest macro accuracy (the mean over classes), {100 * best_macro:.1f}\u00a0%."
+    text = f"{verdicts.best} has the highest macro accuracy (the mean over classes), {100 * best_macro:.1f}\u00a0%"
+    level = [c.method for c in verdicts.to_best if c.difference == 0]
+    text += f"; that of {_listed(level)} is exactly the same on the seeds they share." if level else "."
     worse = [c for c in verdicts.to_best if c.call == "worse"]
     if worse:
         text += " It is better than " + _listed([c.method + _margin(c, len(worse)) for c in worse]) + "."

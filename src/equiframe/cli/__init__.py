@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 from equiframe.cli import compare, deploy, doctor, finished, geometry, laboratory, training
 from equiframe.cli.flags import Parser, recipe_flags
-from equiframe.errors import InputError
+from equiframe.errors import BadImage, InputError
 
 
 def _parser() -> Parser:
@@ -68,6 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     leads = size == 1 or os.environ["RANK"] == "0"
     if hasattr(sys.stdout, "reconfigure"):  # a terminal that lacks a character is no reason to lose a result
         sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = None
     try:
         words = list(sys.argv[1:] if argv is None else argv)
         arguments, rest = parser.parse_known_args(words)
@@ -90,8 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"{arguments.verb} is one process; of the verbs, torchrun starts train in several")
         return arguments.function(arguments) or 0
     except InputError as error:
+        skips = isinstance(error, BadImage) and arguments and "--on-bad-image" in arguments.parser.flags()
         if leads:
-            print(f"equiframe: {' '.join(str(error).split())}", file=sys.stderr)
+            hint = " (--on-bad-image skip leaves such files out and lists them)" if skips else ""
+            print(f"equiframe: {' '.join(str(error).split())}{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("equiframe: interrupted", file=sys.stderr)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from equiframe.errors import InputError
+from equiframe.errors import BadImage, InputError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # what is read, whatever a file is called: PIL knows more kinds, among them PostScript, for which it would start Ghostscript
@@ -40,7 +40,7 @@ def decode_image(source: str | Path | bytes, *, name: str | None = None, reduce:
         reduce: 1, 2, 4 or 8: a JPEG is decoded at this part of its sides, which is faster; other kinds come whole.
 
     Raises:
-        InputError: if the image cannot be read or is truncated; the message names it.
+        BadImage: if the image cannot be read or is truncated; the message names it.
     """
     from PIL import Image, ImageOps
 
@@ -84,21 +84,21 @@ def _opened(source: str | Path | bytes, name: str):
 
     try:
         if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
-            raise InputError(f"not a file (a folder, a pipe or a device): {name}")  # reading it might never end
+            raise BadImage(f"not a file (a folder, a pipe or a device): {name}")  # reading it might never end
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
             yield image
     except InputError:
         raise
     except FileNotFoundError as error:
-        raise InputError(f"image not found: {source}") from error
+        raise BadImage(f"image not found: {source}") from error
     except PermissionError as error:
-        raise InputError(f"no permission to read image: {name}") from error
+        raise BadImage(f"no permission to read image: {name}") from error
     except UnidentifiedImageError as error:
-        raise InputError(f"not an image, or a kind that cannot be read: {name}") from error
+        raise BadImage(f"not an image, or a kind that cannot be read: {name}") from error
     except Image.DecompressionBombError as error:
-        raise InputError(f"image refused, it would unpack to too many pixels: {name}") from error
+        raise BadImage(f"image refused, it would unpack to too many pixels: {name}") from error
     except Exception as error:  # a damaged file makes PIL's readers raise all sorts
-        raise InputError(f"image cannot be decoded (truncated or damaged): {name}: {error}") from error
+        raise BadImage(f"image cannot be decoded (truncated or damaged): {name}: {error}") from error
 
 
 def fit_square(image, size: int, share: float = 1.0):
