@@ -14,6 +14,7 @@ from conftest import tiny_fields
 from equiframe.cli import main
 from equiframe.data.prepare import prepare_data
 from equiframe.errors import InputError
+from equiframe.evaluate import fit_temperature
 from equiframe.heads import AffineHead, CosineHead, FrameHead, LinearHead
 from equiframe.measure import evaluate_run
 from equiframe.method import METHODS, SECOND_STAGES, build_head, resolve_method
@@ -28,8 +29,10 @@ from equiframe.second_stage import (
     choose_tau,
     class_means,
     collect_features,
+    cross_fitted_temperature,
     fit_classifier,
     fit_scales,
+    folds_of,
     label_aware_losses,
     macro_accuracy,
     run_second_stage,
@@ -125,6 +128,40 @@ def test_weights_and_adjustment_share_the_work(cloud, balance):
         assert abs(risk(weight + 1e-2 * step[:, :5], bias + 1e-2 * step[:, 5]) - least) < 1e-7  # flat: a minimum
     if balance == 1:
         torch.testing.assert_close((weight, bias), fit_classifier(features, labels, counts, weight_decay=decay))
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(2, 6))
+def test_folds_spread_each_class_evenly(labels, num_folds):
+    folds = folds_of(torch.tensor(labels), num_folds).tolist()
+    for k in set(labels):
+        of_class = [f for f, y in zip(folds, labels, strict=True) if y == k]
+        if len(of_class) == 1:
+            assert of_class == [-1]
+            continue
+        sizes = [of_class.count(f) for f in range(num_folds)]
+        assert sum(sizes) == len(of_class)
+        assert max(sizes) - min(sizes) <= 1
+        assert max(sizes) < len(of_class)  # no fold takes all of a class
+
+
+def test_a_cross_fitted_temperature_is_that_of_images_never_seen():
+    """Classes that overlap, and so many dimensions that the fit is far too sure of its own images."""
+    random = np.random.default_rng(0)
+    counts = [120, 60, 30]
+    means = random.normal(size=(3, 40)) * 0.4
+
+    def images(counts):
+        labels = np.repeat(np.arange(3), counts)
+        return torch.from_numpy(means[labels] + random.normal(size=(len(labels), 40))), torch.from_numpy(labels)
+
+    (features, labels), (unseen, their_labels) = images(counts), images([3000] * 3)
+    sizes = torch.tensor(counts, dtype=torch.float64)
+    weight, bias = fit_classifier(features, labels, sizes, balance=0.5)
+    best = fit_temperature(unseen @ weight.T + bias, their_labels)
+    own = fit_temperature(features @ weight.T + bias, labels)
+    cross = cross_fitted_temperature(features, labels, sizes, balance=0.5)
+    assert own < 1 < best / 2  # what it says of its own images is no guide
+    assert abs(math.log(cross / best)) < 0.25
 
 
 @given(st.floats(0, 2), st.integers(0, 99))
@@ -421,6 +458,17 @@ def test_no_stage_sees_the_test_images(runs, stage):
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert card.method_fields["second_stage"] == "none"
     assert not new.training
+
+
+@pytest.mark.parametrize(("stage", "source"), [("crt-adjusted", "cross-fit"), ("ncm", "train")])
+def test_without_validation_images_a_refitted_classifier_is_calibrated_by_cross_fitting(tmp_path, stage, source):
+    recipe = Recipe(**fields(method="etf-ce", second_stage=stage, validation=0.0, epochs=1))
+    metrics = train(recipe, tmp_path / "run")
+    assert metrics["temperature_from"] == source
+    card = load_classifier(tmp_path / "run")[1]
+    assert (card.temperature, card.temperature_from) == (metrics["temperature"], source)
+    again = evaluate_run(tmp_path / "run")
+    assert (again["temperature"], again["ece"]) == (metrics["temperature"], pytest.approx(metrics["ece"]))
 
 
 @pytest.mark.parametrize(("stage", "tau"), [("post-hoc", 1.0), ("tau-norm", 0.7)])

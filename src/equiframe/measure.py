@@ -14,6 +14,7 @@ from equiframe.data.sources import ImageSet
 from equiframe.errors import InputError
 from equiframe.frames import mistake_severity
 from equiframe.model import Classifier, ModelCard, load_classifier
+from equiframe.modelcard import CROSS_FITTED
 from equiframe.numerics import Numerics, choose_numerics
 from equiframe.recipe import Recipe
 from equiframe.runs import RunFolder
@@ -37,8 +38,8 @@ def measure(
     """Accuracy, calibration and collapse of a trained model.
 
     NC1–NC4 are those of the training images (NC4: agreement with the nearest of their class means), ``full`` adds all
-    other measures of collapse. ``val_top1`` and ``val_macro`` are for choices. The temperature comes from validation images; where there are none, from the training images (then it is too
-    confident, and ``temperature_from`` says so). Raw cosines are never called probabilities.
+    other measures of collapse. ``val_top1`` and ``val_macro`` are for choices. The temperature comes from validation images; where there are none, from the second stage that
+    cross-fitted it (``temperature_from`` is ``cross-fit``), else from the training images (``train``: then it is too confident). Raw cosines are never called probabilities.
     """
 
     def outputs_on(name: str, images: ImageSet, **options: object) -> evaluate.Outputs:
@@ -63,8 +64,10 @@ def measure(
         decided_there = fitted_on.logits.argmax(1)
         measures = evaluate.accuracy_measures(decided_there, fitted_on.labels, card.train_counts)
         chosen_by = {"val_top1": measures["top1"], "val_macro": measures["macro"]}
-    temperature = evaluate.fit_temperature(fitted_on.logits, fitted_on.labels)
-    card = replace(card, temperature=temperature, temperature_from="train" if data.val is None else "validation")
+    if card.temperature_from != CROSS_FITTED:
+        temperature = evaluate.fit_temperature(fitted_on.logits, fitted_on.labels)
+        card = replace(card, temperature=temperature, temperature_from="train" if data.val is None else "validation")
+    temperature = card.temperature
     outputs = outputs_on("test", data.test)
     predictions = outputs.logits.argmax(1)
     bias, vectors = model.head.class_bias(), model.head.class_vectors().detach()

@@ -19,6 +19,12 @@ GROUPS = {
     "middle": "middle third",
     "tail": "tail: the third with fewest",
 }
+CROSS_FITTED = "cross-fit"
+FITTED_ON = {  # temperature_from → the images
+    "validation": "validation",
+    "train": "training",
+    CROSS_FITTED: "cross-fitted training",  # each judged by a classifier that had not seen it
+}
 CLASSES_SHOWN = 40  # of more classes, the smallest
 TRAINED_WITH = (
     "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "augmentation", "mixup", "cutmix", "sampler", "ema", "sam",
@@ -139,7 +145,7 @@ def _results(description: Mapping, metrics: Mapping | None, data: str | None) ->
         + _table(["classes", "number", "accuracy, %"], rows)
         + f"\n\n**Calibration.** Expected calibration error {_percent(metrics['ece'])} % (15 bins), mean −log p of the true class "
         f"{metrics['nll']:.3f} nats, on the same images. Probabilities are softmax(logits / {metrics['temperature']:.3g}); that temperature was "
-        f"fitted on {source if source != 'train' else 'training'} images."
+        f"fitted on {FITTED_ON.get(source, source)} images."
     )
 
 
@@ -198,6 +204,10 @@ def _limits(description: Mapping, metrics: Mapping | None, recipe: Mapping, coun
             )
         if metrics["temperature_from"] == "train":
             points.append("The temperature was fitted on training images: probabilities are too confident.")
+        if metrics["temperature_from"] == CROSS_FITTED:
+            points.append(
+                "The temperature was cross-fitted on training images, which the features have seen: probabilities may be too confident."
+            )
     if recipe.get("imbalance"):
         points.append(
             "The training set was cut to a long tail on purpose; it is an experiment, not the best model of this data."

@@ -26,10 +26,11 @@ from torch.nn import functional as F
 from equiframe.data.batches import Loader
 from equiframe.data.prepare import PreparedData
 from equiframe.data.sources import ImageSet
-from equiframe.evaluate import class_recall
+from equiframe.evaluate import class_recall, fit_temperature
 from equiframe.heads import AffineHead, Head, affine_map
 from equiframe.method import build_head
 from equiframe.model import Classifier, ModelCard
+from equiframe.modelcard import CROSS_FITTED
 from equiframe.numerics import Numerics
 from equiframe.recipe import Recipe
 from equiframe.tracking import make_loader
@@ -141,6 +142,39 @@ def fit_classifier(
     return weight.detach(), bias.detach()
 
 
+def folds_of(labels: Tensor, num_folds: int) -> Tensor:
+    """A fold in 0 … ``num_folds``−1 for each image ``(N,)``, every class spread evenly; −1, no fold, for the only image of a class."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(labels.device)
+    order = order[torch.argsort(labels[order], stable=True)]  # by class, at random within
+    counts = torch.bincount(labels)
+    rank = torch.arange(len(labels), device=labels.device) - (counts.cumsum(0) - counts)[labels[order]]
+    folds = torch.empty_like(labels)
+    folds[order] = rank % num_folds
+    return torch.where(counts[labels] == 1, -1, folds)
+
+
+def cross_fitted_temperature(
+    features: Tensor, labels: Tensor, counts: Tensor, *, balance: float = 1.0, num_folds: int = 5
+) -> float:
+    """The temperature for `fit_classifier`'s logits where no validation images exist, by cross-fitting.
+
+    Each fold's images are judged by a classifier that was fitted to the others, and `fit_temperature` looks at those logits. The
+    fitted classifier's own logits of the images that it was fitted to are too sure. The features have still seen all
+    images, so this errs to that side, too, and less.
+    """
+    folds = folds_of(labels, num_folds)
+    held_out, their_labels = [], []
+    for fold in range(num_folds):
+        out = folds == fold
+        if not out.any():
+            continue
+        others = torch.bincount(labels[~out], minlength=len(counts)).to(counts)
+        weight, bias = fit_classifier(features[~out], labels[~out], others, balance=balance)
+        held_out.append(features[out] @ weight.T + bias)
+        their_labels.append(labels[out])
+    return fit_temperature(torch.cat(held_out), torch.cat(their_labels))
+
+
 def tau_normalise(weight: Tensor, tau: float) -> Tensor:
     r"""Class vectors :math:`w_k / \lVert w_k\rVert^\tau`, ``(K, D)``: τ = 0 leaves them, τ = 1 makes them unit vectors.
 
@@ -206,12 +240,16 @@ def choose_tau(logits_at: Callable[[float], Tensor], labels: Tensor, grid: Seque
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
-def _crt(stage: Stage) -> Result:
-    return *fit_classifier(stage.training.features, stage.training.labels, stage.counts), {}
+def _crt(stage: Stage, balance: float = 1.0) -> Result:
+    known = stage.training.features, stage.training.labels, stage.counts
+    chosen: dict[str, object] = {}
+    if stage.validation is None and stage.counts.max() > 1:
+        chosen["temperature"] = cross_fitted_temperature(*known, balance=balance)
+    return *fit_classifier(*known, balance=balance), chosen
 
 
 def _crt_adjusted(stage: Stage) -> Result:
-    return *fit_classifier(stage.training.features, stage.training.labels, stage.counts, balance=0.5), {}
+    return _crt(stage, balance=0.5)
 
 
 def _tau_norm(stage: Stage) -> Result:
@@ -290,7 +328,7 @@ def run_second_stage(
         name: a name of `equiframe.method.SECOND_STAGES`, not ``none``.
 
     Returns:
-        the new model (it shares the backbone with the old one), its card, and for ``metrics.json`` ``second_stage`` (the
+        the new model (it shares the backbone with the old one), its card (with the temperature, where it is cross-fitted), and for ``metrics.json`` ``second_stage`` (the
         name), ``second_stage_tau`` and ``second_stage_tau_from`` (``recipe``, ``validation`` or ``default``) where it has a τ, and
         ``second_stage_val_macro`` where there are validation images.
     """
@@ -305,6 +343,8 @@ def run_second_stage(
     counts = torch.tensor(card.train_counts, dtype=weight.dtype, device=weight.device)
     weight, bias, chosen = _STAGES[name](Stage(weight, bias, training, validation, counts, recipe.stage_tau))
     card = replace(card, method_fields={**card.method_fields, "second_stage": name})
+    if "temperature" in chosen:
+        card = replace(card, temperature=chosen.pop("temperature"), temperature_from=CROSS_FITTED)
     model = Classifier(model.backbone, _with_values(card, model.head, weight, bias))
     if validation is not None:
         chosen["val_macro"] = macro_accuracy(validation.features @ weight.T + bias, validation.labels)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from equiframe.compare import COLUMNS, families
 from equiframe.errors import InputError
+from equiframe.modelcard import FITTED_ON
 from equiframe.report.runs import Group, RunData, group_runs
 from equiframe.runs import CHECKSUMS, announce, atomic_write
 from equiframe.summaries import Summary
@@ -165,6 +166,7 @@ def write_report(runs: Sequence[RunData], path: str | Path, *, reference: str | 
         class_accuracy=[[("–" if a is None else f"{100 * a:.1f}") for a in g.class_accuracy()] for g in groups],
         collapse=_collapse_columns(groups),
         tracked=None if all("collapse-all" in r.recipe.track for r in runs) else f"{TRACKED_IMAGES:,}",
+        fitted_on=FITTED_ON.get(groups[0].runs[0].metrics["temperature_from"], "unknown"),
         untested=sum(not c["num_test"] for c in groups[0].runs[0].classes),
         runs=runs,
         settings=_settings,
