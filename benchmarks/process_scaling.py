@@ -3,7 +3,7 @@
     python benchmarks/process_scaling.py
 
 Two processes (gloo, one thread each) take turns: one alone, both together, both apart. Counted is the clock over a few training steps
-of `equiframe.train.Trainer` (float32, etf-la, mixup, crops of resident pixels), interleaved, as many rounds as the seconds for a model allow. On a machine that others
+of `equiframe.loop.Trainer` (float32, etf-la, mixup, crops of resident pixels), interleaved, as many rounds as the seconds for a model allow. On a machine that others
 use, the best of the rounds tells most: ratios are of each way's best round, and beside them the median and range of the ratios within a round. Processor
 seconds (of the process that took more) do not see waiting, but other programs disturb them least.
 
@@ -37,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from equiframe.backbones import make_backbone
 from equiframe.data.sources import ImageSet
+from equiframe.loop import Trainer
 from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
 from equiframe.model import ModelCard, build_classifier
 from equiframe.numerics import Numerics, keep_memory
@@ -45,7 +46,6 @@ from equiframe.parallel import ALONE, World
 from equiframe.recipe import Recipe
 from equiframe.runs import environment
 from equiframe.tracking import make_loader
-from equiframe.train import Trainer
 
 MODELS = {"resnet20": (32, 64), "resnet32": (32, 64), "timm:vit_tiny_patch16_224": (64, 32)}  # side, images a process
 WAYS = ("one", "apart", "weak", "weak, own BatchNorm", "strong")

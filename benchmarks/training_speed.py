@@ -4,7 +4,7 @@ Both train the same ResNet-32 with linear head and cross-entropy, batch 128, the
 
 * usual: torchvision transforms (RandomCrop, RandomHorizontalFlip, ToTensor, Normalize) on PIL images, DataLoader with 2
   workers, float32, default memory format.
-* ours: `equiframe.train.Trainer` over resident pixels, precision and memory format by the measured trial of
+* ours: `equiframe.loop.Trainer` over resident pixels, precision and memory format by the measured trial of
   ``--precision auto``; ``--compile`` adds torch.compile (auto: if a trial finds it faster).
 
 Run: python benchmarks/training_speed.py --data ../shared/data/cifar10

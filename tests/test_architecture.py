@@ -31,7 +31,7 @@ FLOORS = [  # from the ground up; modules of one floor do not import each other
     {"modelcard"},
     {"data", "model", "runs", "variants", "integrate", "tabular"},
     {"evaluate", "numerics", "trainers", "publish"},
-    {"tracking", "deployed", "ordering", "estimator"},
+    {"tracking", "deployed", "ordering", "estimator", "loop"},
     {"measure", "second_stage"},
     {"train", "predict", "export", "suspects"},
     {"grid", "doctor"},

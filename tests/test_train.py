@@ -18,13 +18,14 @@ from conftest import tiny_flags, write_class
 from equiframe.backbones import make_backbone
 from equiframe.data.prepare import prepare_data
 from equiframe.errors import InputError
+from equiframe.loop import learning_rate
 from equiframe.measure import evaluate_run
 from equiframe.method import METHODS
 from equiframe.model import build_classifier, load_classifier
 from equiframe.numerics import choose_device, choose_numerics, fast_bfloat16
 from equiframe.recipe import Recipe
 from equiframe.runs import RunFolder
-from equiframe.train import Interrupted, Trainer, finish, learning_rate, settle, train
+from equiframe.train import Interrupted, Trainer, finish, settle, train
 
 pytestmark = pytest.mark.usefixtures("plain_pages")
 

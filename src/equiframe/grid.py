@@ -27,9 +27,10 @@ import torch
 
 from equiframe.data.prepare import PreparedData, prepare_data
 from equiframe.errors import InputError
+from equiframe.loop import Interrupted, stop_on_signals
 from equiframe.recipe import Recipe
 from equiframe.runs import MACHINE_FIELDS, RunFolder
-from equiframe.train import Interrupted, stop_on_signals, train
+from equiframe.train import train
 
 
 @dataclass(frozen=True)
