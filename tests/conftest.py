@@ -169,6 +169,46 @@ def finished_run(tmp_path_factory) -> Path:
     return root / "run"
 
 
+@pytest.fixture(scope="session")
+def recipe():
+    """Two short epochs of `digits`; with it go ``data``, ``whole`` and ``stopped``. Tests copy runs and leave these as they are."""
+    from equiframe.recipe import Recipe
+
+    return Recipe(**tiny_fields(epochs=2, method="ce", width=8, track="none", ema=0.9, batch_size=256))
+
+
+@pytest.fixture(scope="session")
+def data(recipe):
+    from equiframe.data.prepare import prepare_data
+
+    return prepare_data(recipe)
+
+
+@pytest.fixture(scope="session")
+def whole(recipe, data, tmp_path_factory) -> Path:
+    """The finished run of ``recipe``."""
+    from equiframe.train import train
+
+    path = tmp_path_factory.mktemp("whole") / "run"
+    train(recipe, path, data=data)
+    return path
+
+
+@pytest.fixture(scope="session")
+def stopped(recipe, data, tmp_path_factory) -> Path:
+    """A run with a last and a previous checkpoint."""
+    from equiframe.train import Interrupted, train
+
+    path = tmp_path_factory.mktemp("stopped") / "run"
+    epochs = []
+    with pytest.raises(Interrupted):
+        train(
+            recipe.with_(epochs=3), path, data=data, progress=lambda state: epochs.append(state),
+            stop=lambda: sum(bool(s.get("done")) for s in epochs) >= 2,
+        )  # fmt: skip
+    return path
+
+
 def forked(function, *arguments: object) -> tuple[int, str]:
     """Call a function in a fork of this process, which has imported everything already; how it ended (0, or 1 after an exception,
     or minus a signal) and what it printed."""
@@ -241,6 +281,16 @@ def processes(tmp_path, monkeypatch):
         return [result for result, _ in found]
 
     return run
+
+
+def caught(function) -> object:
+    """What a function returns, or the words of its `InputError`: what a process of `processes` can hand back."""
+    from equiframe.errors import InputError
+
+    try:
+        return function()
+    except InputError as error:
+        return f"InputError {error}"
 
 
 @pytest.fixture
