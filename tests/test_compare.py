@@ -308,6 +308,49 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsy
         main(["compare", *flags(), "--methods", "ce", "--seeds", "0", "--out", str(tmp_path / "c"), "--quiet"])
 
 
+# --- second stages share a network ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_second_stage_takes_the_network_of_its_first(grid, tmp_path, jobs):
+    from equiframe.train import train
+
+    recipe, out, _, _ = grid
+    recipe = recipe.with_(epochs=1)
+    cells, methods = [], ("ncm", "crt-adjusted", "ce", "etf-crt", "ncm:lr=0.01")
+    content = compare(recipe, methods, (3,), tmp_path / "g", jobs=jobs, on_cell=lambda *cell: cells.append(cell[0]))
+    assert set(content["summary"]) == set(methods)
+    if jobs == 1:  # first stages first; whoever has none trains for itself
+        assert cells == [f"{m}, seed 3" for m in ("ce", "ncm", "crt-adjusted", "etf-crt", "ncm:lr=0.01")]
+    network = tmp_path / "g" / "ce" / "seed-3"
+    for method in methods:
+        folder = RunFolder(tmp_path / "g" / method.replace(":", "+") / "seed-3")
+        taken = folder.read_json("environment.json").get("second_stage_of")
+        assert taken == (str(network) if method in ("ncm", "crt-adjusted") else None), method
+    alone = train(recipe.with_(method="crt-adjusted", seed=3), tmp_path / "alone")
+    shared = RunFolder(tmp_path / "g" / "crt-adjusted" / "seed-3").read_json("metrics.json")
+    times = dict.fromkeys(("seconds", "images_per_second"))
+    assert shared | times == alone | times
+    again = compare(recipe, methods, (3,), tmp_path / "g", on_cell=lambda *cell: pytest.fail("trained again"))
+    assert again["summary"] == content["summary"]
+
+
+def test_a_second_stage_trains_itself_where_its_first_fails(grid, tmp_path, monkeypatch):
+    from equiframe import grid as module
+
+    recipe, _, _, _ = grid
+    whole = module.train
+
+    def fails(recipe, *args, **kwargs):
+        if recipe.method == "ce":
+            raise InputError("no")
+        return whole(recipe, *args, **kwargs)
+
+    monkeypatch.setattr(module, "train", fails)
+    content = compare(recipe.with_(epochs=1), ("ce", "ncm"), (0,), tmp_path / "g")
+    assert (list(content["failed"]), list(content["summary"])) == (["ce, seed 0"], ["ncm"])
+
+
 # --- several cells at a time ------------------------------------------------------------------------------------------
 
 
@@ -363,7 +406,7 @@ def test_a_worker_stops_when_its_parent_is_gone(tiny, tmp_path):
     from equiframe.grid import Cell, _Worker
 
     events = queue.Queue()
-    worker = _Worker(Cell(tiny(epochs=100_000, track="none"), tmp_path / "run", "x"), "x", {}, 1, events)
+    worker = _Worker(Cell(tiny(epochs=100_000, track="none"), tmp_path / "run", "x"), "x", None, {}, 1, events)
     while "progress" not in events.get(timeout=100)[1]:
         pass
     worker._process.stdin.close()

@@ -1,7 +1,8 @@
 """Running many runs: one after another or several at a time, within a budget of time, continued by the same call.
 
 Each cell is a run folder. What is finished is kept, what was interrupted continues, a cell that fails is named and does
-not stop the others.
+not stop the others. A cell that is another one with a second stage waits for it, and takes its network instead of training
+the same once more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 
@@ -29,8 +30,8 @@ from equiframe.data.prepare import PreparedData, prepare_data
 from equiframe.errors import InputError
 from equiframe.loop import Interrupted, stop_on_signals
 from equiframe.recipe import Recipe
-from equiframe.runs import MACHINE_FIELDS, RunFolder
-from equiframe.train import train
+from equiframe.runs import MACHINE_FIELDS, RunFolder, resolved, same_training
+from equiframe.train import apply_second_stage, train
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,18 @@ class Cell:
     @property
     def begun(self) -> bool:
         return (self.path / "recipe.yaml").is_file()
+
+    @property
+    def stage(self) -> str:
+        """Its second stage, or ``none``."""
+        return str(resolved(self.recipe)["second_stage"])
+
+    def first_stage(self, cells: Sequence[Cell]) -> Cell | None:
+        """Among the cells, the one with the same training and no second stage, if this one has a second stage and has not
+        begun to train by itself."""
+        if self.stage == "none" or self.begun:
+            return None
+        return next((c for c in cells if c.stage == "none" and same_training(c.recipe, self.recipe)), None)
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,7 @@ class Grid:
     on_cell: Callable[[str, int, int], None] = lambda label, number, total: None
     failures: dict[str, Failure] = field(default_factory=dict)
     _data: PreparedData | None = None
+    _first_stages: dict[Path, Cell | None] = field(default_factory=dict)
 
     @property
     def over(self) -> bool:
@@ -91,7 +105,15 @@ class Grid:
             Interrupted: after Ctrl-C or SIGTERM, with everything saved.
             InputError: if the images cannot be had.
         """
-        waiting = [(n, cell) for n, cell in enumerate(cells, 1) if not cell.finished]
+        self._first_stages = {cell.path: cell.first_stage(cells) for cell in cells}
+        place = {cell.path: n for n, cell in enumerate(cells)}
+
+        def turn(cell: Cell) -> tuple[int, bool]:  # a second stage comes right after its first
+            first = self._first_stages[cell.path]
+            return (place[cell.path], False) if first is None else (place[first.path], True)
+
+        in_turn = sorted(cells, key=turn)
+        waiting = [(n, cell) for n, cell in enumerate(in_turn, 1) if not cell.finished]
         if self.jobs > 1 and len(waiting) > 1:
             return self._side_by_side(deque(waiting), len(cells), done)
         if waiting and not self.over:
@@ -121,10 +143,20 @@ class Grid:
         return self._data
 
     def _train(self, cell: Cell, name: str) -> None:
-        train(
-            cell.recipe.with_(**self.machine), cell.path, resume=cell.begun, data=self.data(cell.recipe), say=self.say,
-            progress=lambda state: self.progress(state | {"cell": name}), stop=lambda: self.over,
+        _finish_cell(
+            cell.recipe.with_(**self.machine), cell.path, self._network(cell), resume=cell.begun, data=self.data(cell.recipe),
+            say=self.say, progress=lambda state: self.progress(state | {"cell": name}), stop=lambda: self.over,
         )  # fmt: skip
+
+    def _network(self, cell: Cell) -> Path | None:
+        """The finished run whose network a second stage takes over."""
+        first = self._first_stages.get(cell.path)
+        return first.path if first is not None and first.finished else None
+
+    def _may_begin(self, cell: Cell) -> bool:
+        """Whether nothing that the cell could take over is still to come."""
+        first = self._first_stages.get(cell.path)
+        return first is None or first.finished or first.label in self.failures
 
     def _failed(self, cell: Cell, failure: Failure) -> None:
         self.failures[cell.label] = failure
@@ -145,11 +177,15 @@ class Grid:
                         waiting.clear()
                         for worker in running:
                             worker.stop()
-                    while waiting and len(running) < self.jobs and (not running or self._knows_machine(running[0])):
-                        number, cell = waiting.popleft()
+                    while len(running) < self.jobs and (not running or self._knows_machine(running[0])):
+                        ready = next((entry for entry in waiting if self._may_begin(entry[1])), None)
+                        if ready is None:
+                            break
+                        waiting.remove(ready)
+                        number, cell = ready
                         self.on_cell(cell.label, number, total)
                         name = f"[{number}/{total}] {cell.label}"
-                        running.append(_Worker(cell, name, self.machine, threads, events))
+                        running.append(_Worker(cell, name, self._network(cell), self.machine, threads, events))
                     try:
                         worker, message = events.get(timeout=0.2)
                     except queue.Empty:
@@ -182,6 +218,21 @@ class Grid:
             done()
 
 
+def _finish_cell(
+    recipe: Recipe, out: str | Path, network: str | Path | None, *, say: Callable[[str], None], **options: Any
+) -> None:
+    """Train a cell, or give the network of a finished run the cell's second stage: the result is the same."""
+    if network is None:
+        train(recipe, out, say=say, **options)
+        return
+    fields = resolved(recipe)
+    say(f"{recipe.method} takes the network of {network}")
+    apply_second_stage(
+        network, str(fields["second_stage"]), out, method=recipe.method, tau=fields["stage_tau"],
+        device=RunFolder(network).recipe().device, say=say,
+    )  # fmt: skip
+
+
 def _settled_machine(cell: Cell) -> dict[str, object]:
     """The machine fields of a cell; empty while they are not settled."""
     recipe = RunFolder(cell.path).recipe() if cell.begun else cell.recipe
@@ -198,11 +249,13 @@ class _Worker:
     """A cell in a process of its own. It stops and saves when its standard input closes: on request, or because this
     process died. Ctrl-C does not reach it (it has a session of its own)."""
 
-    def __init__(self, cell: Cell, name: str, machine: dict, threads: int, events: queue.Queue) -> None:
+    def __init__(
+        self, cell: Cell, name: str, network: Path | None, machine: dict, threads: int, events: queue.Queue
+    ) -> None:
         self.cell, self.name, self._stopped, self._refused = cell, name, False, None
         job = {
-            "recipe": cell.recipe.with_(**machine).to_dict(), "out": str(cell.path), "resume": cell.begun,
-            "threads": threads, "command": sys.argv,
+            "recipe": cell.recipe.with_(**machine).to_dict(), "out": str(cell.path), "network": None if network is None else str(network),
+            "resume": cell.begun, "threads": threads, "command": sys.argv,
         }  # fmt: skip
         source = str(Path(__file__).parents[1])
         environment = os.environ | {
@@ -277,8 +330,8 @@ def work() -> None:
             tell(progress=state)
 
     try:
-        train(
-            Recipe(**job["recipe"]), job["out"], resume=job["resume"], say=lambda text: tell(say=text),
+        _finish_cell(
+            Recipe(**job["recipe"]), job["out"], job["network"], resume=job["resume"], say=lambda text: tell(say=text),
             progress=progress, stop=closed.is_set,
         )  # fmt: skip
     except InputError as error:

@@ -131,6 +131,10 @@ METHODS: dict[str, Method] = {
         "ce, then a linear classifier anew on class-balanced features (Kang 2020)",
         {"head": "linear", "loss": "ce", "second_stage": "crt"},
     ),
+    "crt-adjusted": Method(
+        "ce, then crt, balanced half by weights and half by logit adjustment (Menon 2021)",
+        {"head": "linear", "loss": "ce", "second_stage": "crt-adjusted"},
+    ),
     "tau-norm": Method(
         "ce, then class vectors normalised by their length to the power τ (Kang 2020)",
         {"head": "linear", "loss": "ce", "second_stage": "tau-norm"},
@@ -169,6 +173,10 @@ METHODS: dict[str, Method] = {
     "etf-ce": Method(
         "fixed frame, cross-entropy; BatchNorm, free feature length",
         {"head": "frame", "loss": "ce", "length": "free", "logit_scale": 1.0},
+    ),
+    "etf-crt": Method(
+        "etf-ce, then crt-adjusted: features learned on a fixed frame, a linear classifier fitted to them",
+        {"head": "frame", "loss": "ce", "length": "free", "logit_scale": 1.0, "second_stage": "crt-adjusted"},
     ),
     "etf-la": Method(
         "fixed frame, logit-adjusted cross-entropy; BatchNorm, free feature length",

@@ -369,6 +369,21 @@ class RunFolder:
 MACHINE_FIELDS = ("device", "precision", "memory_format", "compile")
 
 
+def resolved(recipe: Recipe) -> dict[str, object]:
+    """All fields of a recipe, those that it leaves to its method as the method has them."""
+    from equiframe.method import METHOD_FIELDS, resolve_method
+
+    overrides = {name: getattr(recipe, name) for name in METHOD_FIELDS}
+    return recipe.to_dict() | resolve_method(recipe.method, overrides)
+
+
+def same_training(one: Recipe, other: Recipe) -> bool:
+    """Whether two recipes train the same network, whatever their methods are called and a second stage makes of it."""
+    without = ("method", "second_stage", "stage_tau", *WITHOUT_EFFECT)
+    first, second = ({k: v for k, v in resolved(recipe).items() if k not in without} for recipe in (one, other))
+    return first == second
+
+
 def settings_that_differ(earlier: Recipe, asked: Recipe, left_open: Sequence[str] = ()) -> str:
     """Fields in which a run's recipe and an asked one differ, as text; empty if they mean the same run.
 
@@ -376,18 +391,13 @@ def settings_that_differ(earlier: Recipe, asked: Recipe, left_open: Sequence[str
         left_open: fields that the run, too, had left to the method, the data or the machine; where they are left open
             again, they agree. What is left to the machine agrees with whatever was chosen.
     """
-    from equiframe.method import METHOD_FIELDS, resolve_method
-
-    def whole(recipe: Recipe) -> dict[str, object]:
-        overrides = {name: getattr(recipe, name) for name in METHOD_FIELDS}
-        return recipe.to_dict() | resolve_method(recipe.method, overrides)
 
     def same(name: str, one: object, two: object) -> bool:
         if name in ("data", "split") and None not in (one, two):  # one folder, however it is called
             one, two = (os.path.realpath(os.path.expanduser(str(path))) for path in (one, two))
         return one == two
 
-    old, new = whole(earlier), whole(asked)
+    old, new = resolved(earlier), resolved(asked)
     return "; ".join(
         f"{name} was {old[name]!r}, now {new[name]!r}"
         for name in old
