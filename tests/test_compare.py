@@ -315,8 +315,7 @@ def test_a_cell_that_fails_is_named_and_does_not_stop_the_others(tmp_path, capsy
 def test_a_second_stage_takes_the_network_of_its_first(grid, tmp_path, jobs):
     from equiframe.train import train
 
-    recipe, out, _, _ = grid
-    recipe = recipe.with_(epochs=1)
+    recipe = grid[0].with_(epochs=1)
     cells, methods = [], ("ncm", "crt-adjusted", "ce", "etf-crt", "ncm:lr=0.01")
     content = compare(recipe, methods, (3,), tmp_path / "g", jobs=jobs, on_cell=lambda *cell: cells.append(cell[0]))
     assert set(content["summary"]) == set(methods)

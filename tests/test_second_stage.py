@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from conftest import tiny_fields
+from equiframe import second_stage
 from equiframe.cli import main
 from equiframe.data.prepare import prepare_data
 from equiframe.errors import InputError
@@ -128,6 +129,13 @@ def test_weights_and_adjustment_share_the_work(cloud, balance):
         assert abs(risk(weight + 1e-2 * step[:, :5], bias + 1e-2 * step[:, 5]) - least) < 1e-7  # flat: a minimum
     if balance == 1:
         torch.testing.assert_close((weight, bias), fit_classifier(features, labels, counts, weight_decay=decay))
+
+
+@pytest.mark.parametrize("fit", [fit_classifier, lambda h, y, n: fit_scales(h[:, :3], y, n)])
+def test_images_in_pieces_are_the_images(cloud, monkeypatch, fit):
+    whole = fit(*cloud)
+    monkeypatch.setattr(second_stage, "LOGITS_AT_ONCE", 3 * 7)  # 7 of 46 images at a time
+    torch.testing.assert_close(fit(*cloud), whole, atol=1e-6, rtol=1e-6)
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=60), st.integers(2, 6))

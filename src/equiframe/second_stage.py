@@ -36,6 +36,7 @@ from equiframe.recipe import Recipe
 from equiframe.tracking import make_loader
 
 WEIGHT_DECAY = 5e-4
+LOGITS_AT_ONCE = 1 << 26  # 256 MiB in float32
 TAU_NORM_GRID = [i / 20 for i in range(21)]  # 0, 0.05, …, 1
 POST_HOC_GRID = [i / 20 for i in range(61)]  # 0, 0.05, …, 3
 
@@ -79,7 +80,7 @@ Result = tuple[Tensor, Tensor, dict[str, object]]  # weight (K, D), bias (K,), w
 
 def minimise(
     parameters: Sequence[Tensor],
-    losses: Callable[[], Tensor],
+    losses: Callable[[slice], Tensor],
     labels: Tensor,
     counts: Tensor,
     *,
@@ -87,9 +88,10 @@ def minimise(
     max_iterations: int = 500,
     balance: float = 1.0,
 ) -> int:
-    """Minimise the class-balanced risk of ``losses() -> (N,)`` over the parameters, in place, by L-BFGS.
+    """Minimise the class-balanced risk of the images' losses over the parameters, in place, by L-BFGS.
 
     Args:
+        losses: the losses of a slice of the images; they are taken so many at a time that logits stay within `LOGITS_AT_ONCE`.
         balance: γ in [0, 1]: an image of class k weighs n_k^−γ, so class k as a whole n_k^(1−γ); the weights sum to 1.
 
     Returns:
@@ -101,14 +103,20 @@ def minimise(
         parameters, max_iter=max_iterations, history_size=20, tolerance_grad=1e-6, tolerance_change=1e-9,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
+    rows = max(1, LOGITS_AT_ONCE // len(counts))
+    pieces = [slice(start, start + rows) for start in range(0, len(labels), rows)]
     evaluations = 0
 
     def closure() -> Tensor:
         nonlocal evaluations
         evaluations += 1
         optimizer.zero_grad()
-        risk = weights @ losses() + weight_decay / 2 * sum((p**2).sum() for p in parameters)
+        risk = weight_decay / 2 * sum((p**2).sum() for p in parameters)
         risk.backward()
+        for some in pieces:
+            of_piece = weights[some] @ losses(some)
+            of_piece.backward()
+            risk = risk.detach() + of_piece.detach()
         return risk
 
     with torch.enable_grad():
@@ -136,7 +144,7 @@ def fit_classifier(
     bias = features.new_zeros(len(counts)).requires_grad_()
     minimise(
         [weight, bias],
-        lambda: F.cross_entropy(features @ weight.T + bias + adjustment, labels, reduction="none"), labels, counts,
+        lambda some: F.cross_entropy(features[some] @ weight.T + bias + adjustment, labels[some], reduction="none"), labels, counts,
         weight_decay=weight_decay, balance=balance,
     )  # fmt: skip
     return weight.detach(), bias.detach()
@@ -217,7 +225,7 @@ def fit_scales(logits: Tensor, labels: Tensor, counts: Tensor, *, smoothing: Ten
     scales = torch.ones_like(counts).requires_grad_()
     if smoothing is None:
         smoothing = torch.zeros_like(counts)
-    minimise([scales], lambda: label_aware_losses(scales * logits, labels, smoothing), labels, counts)
+    minimise([scales], lambda some: label_aware_losses(scales * logits[some], labels[some], smoothing), labels, counts)
     return scales.detach()
 
 
