@@ -1,6 +1,6 @@
 """Keep a grid's raw results: copy what is small and readable of every finished run of a comparison to benchmarks/results.
 
-Weights, checkpoints, index lists, predictions and pages stay where they are. Absolute folders of this machine are cut from the
+Weights, checkpoints, index lists, predictions, pages and what they draw stay where they are. Absolute folders of this machine are cut from the
 recorded commands, so that the record is the same wherever the grid ran.
 
 Run: python benchmarks/collect.py runs/cifar10-r100-resnet20 --against balanced-softmax
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from equiframe.summaries import Summary, paired_difference
 
-KEPT = ("recipe.yaml", "environment.json", "history.jsonl", "metrics.json", "details.json", "model.json")
+KEPT = ("recipe.yaml", "environment.json", "history.jsonl", "metrics.json", "model.json")
 KEPT_OF_GRID = ("comparison.json", "comparison.md")
 
 

@@ -374,7 +374,7 @@ def test_a_checkpoint_that_does_not_fit(stopped, change):
 
 def test_a_signal_to_a_process(tmp_path, whole):
     """Ctrl-C in a real process: it saves, says how to continue, exits with 130; the rest is the same to the bit."""
-    command = [sys.executable, "-m", "equiframe", "train", *tiny_flags(epochs=3), "--out", "run"]
+    command = [sys.executable, "-m", "equiframe", "train", *tiny_flags(epochs=3, method="etf-la"), "--out", "run"]
     slowed = "import time, equiframe.train as t; step = t.Trainer.train_step\n" \
              "t.Trainer.train_step = lambda *a: (time.sleep(0.05), step(*a))[1]\n" \
              "import sys; from equiframe.cli import main; sys.exit(main(sys.argv[1:]))"  # fmt: skip

@@ -272,6 +272,11 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
             f"not head {head!r}" + (f" with length {known['length']!r}" if "length" in known else "")
         )
     _check_second_stage(str(known["second_stage"]), head, loss)
+    if known.get("capacity") is not None and known["second_stage"] != "none":
+        raise InputError(
+            f"capacity reserves vectors of the frame, and second stage {known['second_stage']!r} puts a linear classifier in its "
+            "place; give second_stage none"
+        )
     return {"head": head, "loss": loss, **{name: known.get(name) for name in METHOD_FIELDS[2:]}}
 
 
