@@ -356,7 +356,7 @@ EVIDENCE = (  # tests hold these against docs/results.md
         100,
         2,
         {"etf-crt": 70.1, "etf-la": 68.9, "crt-adjusted": 68.4, "balanced-softmax": 67.2, "ce": 50.8},
-    ),  # fmt: skip
+    ),
     Evidence("Handwritten digits, ratio 50", 10, 64, 50, 8, {"etf-la": 89.2, "balanced-softmax": 85.8, "ce": 73.8}),
     Evidence(
         "100 classes, ratio 100",
