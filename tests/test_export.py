@@ -249,7 +249,7 @@ def test_int8_is_measured_before_and_after(finished_run, files):
         "Mul",
         "Sub",
     ]  # what comes before the first product and from the classifier on is float32
-    assert kinds[-3:] == ["Gemm", "Div", "Softmax"]
+    assert [kind for kind in kinds if kind != "Div"][-2:] == ["Gemm", "Softmax"]  # a temperature of 1 divides nothing
     assert kinds.count("QuantizeLinear") >= 3
 
 

@@ -479,6 +479,22 @@ def test_without_validation_images_a_refitted_classifier_is_calibrated_by_cross_
     assert (again["temperature"], again["ece"]) == (metrics["temperature"], pytest.approx(metrics["ece"]))
 
 
+def test_validation_images_that_are_all_right_never_sharpen(cloud):
+    """They do not tell how sure a classifier may be: one that is fitted anew is cross-fitted then."""
+    features, labels, counts = cloud
+    known = Features(features, labels)
+    weight, bias = torch.zeros(3, 5, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    fitted, found, _ = second_stage._crt(second_stage.Stage(weight, bias, known, known, counts))
+    easy = Features(fitted, torch.arange(3))  # each class vector itself: surely right
+    assert macro_accuracy(easy.features @ fitted.T + found, easy.labels) == 1
+    told = [
+        second_stage._crt(second_stage.Stage(weight, bias, known, validation, counts))[2].get("temperature")
+        for validation in (known, easy, None)
+    ]
+    assert told[0] is None
+    assert told[1] == told[2] == cross_fitted_temperature(features, labels, counts)
+
+
 @pytest.mark.parametrize(("stage", "tau"), [("post-hoc", 1.0), ("tau-norm", 0.7)])
 def test_tau_without_validation_images_is_the_usual_one_and_said(tmp_path, stage, tau):
     said = []

@@ -398,7 +398,7 @@ def advise(counts: Sequence[int], dim: int, data: str = "DATA") -> dict[str, obj
         fits = "they fit in a simplex" if num_classes <= dim + 1 else f"more than a simplex holds (K > D+1 = {dim + 1})"
         why = (
             f"{num_classes:,} classes, {dim} features: {fits}. With more than 10 classes there is one data set, so the evidence does not decide. "
-            "There a linear classifier fitted anew to the features was 5 points ahead of all that was trained in one stage, and best on the features of a "
+            "There a linear classifier fitted anew to the features was 3 to 5 points ahead of all that was trained in one stage, and best on the features of a "
             "fixed frame (etf-crt): compare it with crt-adjusted, the same on a learnable classifier's features."
         )
     others = "ce,crt-adjusted,balanced-softmax,etf-la,etf-ce,etf-crt"

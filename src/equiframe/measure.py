@@ -38,8 +38,8 @@ def measure(
     """Accuracy, calibration and collapse of a trained model.
 
     NC1–NC4 are those of the training images (NC4: agreement with the nearest of their class means), ``full`` adds all
-    other measures of collapse. ``val_top1`` and ``val_macro`` are for choices. The temperature comes from validation images; where there are none, from the second stage that
-    cross-fitted it (``temperature_from`` is ``cross-fit``), else from the training images (``train``: then it is too confident). Raw cosines are never called probabilities.
+    other measures of collapse. ``val_top1`` and ``val_macro`` are for choices. The temperature comes from validation images; where there are none (or all are right), from the second stage that
+    cross-fitted it (``temperature_from`` is ``cross-fit``), else from the training images (``train``: then it is too confident). Images that are all right never sharpen: it is 1 at least. Raw cosines are never called probabilities.
     """
 
     def outputs_on(name: str, images: ImageSet, **options: object) -> evaluate.Outputs:
@@ -66,6 +66,10 @@ def measure(
         chosen_by = {"val_top1": measures["top1"], "val_macro": measures["macro"]}
     if card.temperature_from != CROSS_FITTED:
         temperature = evaluate.fit_temperature(fitted_on.logits, fitted_on.labels)
+        if (
+            fitted_on.logits.argmax(1) == fitted_on.labels
+        ).all():  # no error tells how sure it may be: not surer than it is
+            temperature = max(temperature, 1.0)
         card = replace(card, temperature=temperature, temperature_from="train" if data.val is None else "validation")
     temperature = card.temperature
     outputs = outputs_on("test", data.test)

@@ -275,7 +275,7 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
     if known.get("capacity") is not None and known["second_stage"] != "none":
         raise InputError(
             f"capacity reserves vectors of the frame, and second stage {known['second_stage']!r} puts a linear classifier in its "
-            "place; give second_stage none"
+            "place; take a method without one (etf-ce, etf-la), or second_stage none (--second-stage none)"
         )
     return {"head": head, "loss": loss, **{name: known.get(name) for name in METHOD_FIELDS[2:]}}
 
@@ -317,7 +317,7 @@ def _check_second_stage(stage: str, head: str, loss: str) -> None:
         why = "never learned their lengths" if head == "frozen-linear" else "all have equal length by construction"
         raise InputError(
             f"second stage {stage!r} mends the lengths of class vectors, and those of head {head!r} {why}; "
-            "crt, ncm and post-hoc take any head"
+            "crt, crt-adjusted, ncm and post-hoc take any head"
         )
     if stage == "post-hoc" and issubclass(LOSSES[loss][0], LogitAdjustedCrossEntropy | VectorScaling):
         raise InputError(f"second stage 'post-hoc' adjusts logits by class counts, which loss {loss!r} does already")

@@ -250,10 +250,15 @@ def choose_tau(logits_at: Callable[[float], Tensor], labels: Tensor, grid: Seque
 
 def _crt(stage: Stage, balance: float = 1.0) -> Result:
     known = stage.training.features, stage.training.labels, stage.counts
+    weight, bias = fit_classifier(*known, balance=balance)
     chosen: dict[str, object] = {}
-    if stage.validation is None and stage.counts.max() > 1:
+    tells = (
+        stage.validation is not None
+        and macro_accuracy(stage.validation.features @ weight.T + bias, stage.validation.labels) < 1
+    )  # images that are all right do not tell how sure the classifier may be
+    if not tells and stage.counts.max() > 1:
         chosen["temperature"] = cross_fitted_temperature(*known, balance=balance)
-    return *fit_classifier(*known, balance=balance), chosen
+    return weight, bias, chosen
 
 
 def _crt_adjusted(stage: Stage) -> Result:

@@ -401,4 +401,11 @@ def _describe(
         f"{', deterministic' if recipe.deterministic else ''}{tried}"
         + (f" ({numerics.note})" if numerics.note else ""),
         *(shared if parts > 1 else []),
+        *(
+            [
+                f"note: the second stage ({recipe.second_stage}) makes the classifier after the last epoch; accuracies before are without it"
+            ]
+            if recipe.second_stage not in (None, "none")
+            else []
+        ),
     ]

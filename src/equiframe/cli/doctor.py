@@ -264,7 +264,7 @@ def _advice(advice: dict):
     ]  # fmt: skip
     for e in advice["evidence"]:
         macro = ", ".join(f"{name} {value:.1f}" for name, value in e["macro"].items())
-        seeds = f"{e['seeds']} seed{'s' if e['seeds'] > 1 else ''}"
+        seeds = f"{e['seeds']} seed{'s' if e['seeds'] > 1 else ''} or more"
         rows.append(
             (
                 "measured",

@@ -79,7 +79,7 @@ def print_metrics(metrics: dict, title: str) -> None:
     )
     if metrics["temperature"] > 500:
         caption += " (at its limit: the model is no better than chance where it was fitted)"
-    if metrics.get("val_top1") == 1:
+    if metrics.get("val_top1") == 1 and metrics["temperature_from"] == "validation":
         caption += " (all right there: no error tells how sure it may be; do not trust probabilities near 1)"
     untested = [c["name"] for c in metrics["classes"] if not c["num_test"]]
     if untested:
