@@ -66,10 +66,8 @@ def measure(
         chosen_by = {"val_top1": measures["top1"], "val_macro": measures["macro"]}
     if card.temperature_from != CROSS_FITTED:
         temperature = evaluate.fit_temperature(fitted_on.logits, fitted_on.labels)
-        if (
-            fitted_on.logits.argmax(1) == fitted_on.labels
-        ).all():  # no error tells how sure it may be: not surer than it is
-            temperature = max(temperature, 1.0)
+        if bool((fitted_on.logits.argmax(1) == fitted_on.labels).all()):
+            temperature = max(temperature, 1.0)  # no error tells how sure it may be: not surer than it is
         card = replace(card, temperature=temperature, temperature_from="train" if data.val is None else "validation")
     temperature = card.temperature
     outputs = outputs_on("test", data.test)
