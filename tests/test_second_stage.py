@@ -22,6 +22,7 @@ from equiframe.method import METHODS, SECOND_STAGES, build_head, resolve_method
 from equiframe.model import load_classifier
 from equiframe.numerics import choose_numerics
 from equiframe.recipe import Recipe
+from equiframe.report.runs import find_runs, group_runs
 from equiframe.runs import RunFolder
 from equiframe.second_stage import (
     POST_HOC_GRID,
@@ -409,6 +410,15 @@ def test_tau_norm_and_scales_of_a_run(runs, tmp_path):
         torch.testing.assert_close(new.class_vectors(), scales[:, None] * old.class_vectors(), atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(new.class_bias(), scales * old.class_bias(), atol=1e-3, rtol=1e-3)
         assert float(scales.std()) > 0.01
+
+
+@pytest.mark.parametrize(("method", "named", "shown"), [("ce", "crt", "crt"), ("etf-dr", "etf-dr", "etf-dr+crt")])
+def test_a_run_goes_by_the_method_that_it_is(runs, tmp_path, method, named, shown):
+    """What a named method is, however it came about, has its name; a stage without one is said."""
+    apply_second_stage(runs(method), "crt", tmp_path / "new")
+    assert RunFolder(tmp_path / "new").recipe().method == named
+    assert load_classifier(tmp_path / "new")[1].method == named
+    assert [group.name for group in group_runs(find_runs([tmp_path / "new"]))] == [shown]
 
 
 @pytest.mark.parametrize("method", ["ce", "etf-dr"])

@@ -62,7 +62,19 @@ def stop_at(epoch, step, number=signal.SIGINT):
 
 def test_a_short_run_reaches_the_recorded_loss(tiny, tmp_path):
     """Golden: a change of this number is a change of the training. Wide enough for other CPUs' rounding."""
-    train(tiny(backbone="resnet20", width=4, epochs=2, method="etf-la", batch_size=128, lr=0.1), tmp_path / "run")
+    train(
+        tiny(
+            backbone="resnet20",
+            width=4,
+            epochs=2,
+            method="etf-la",
+            batch_size=128,
+            lr=0.1,
+            mixup=1.0,
+            weight_decay=2e-4,
+        ),
+        tmp_path / "run",
+    )
     losses = [r["loss"] for r in RunFolder(tmp_path / "run").history()]
     assert losses == pytest.approx(GOLDEN, rel=5e-3)
 

@@ -280,6 +280,15 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
     return {"head": head, "loss": loss, **{name: known.get(name) for name in METHOD_FIELDS[2:]}}
 
 
+def method_with(fields: Mapping[str, object]) -> str | None:
+    """The named method that has exactly these fields; None where none has.
+
+    >>> method_with(resolve_method("ce", {"second_stage": "crt"}))
+    'crt'
+    """
+    return next((name for name in METHODS if resolve_method(name, {}) == fields), None)
+
+
 def _check_frame(chosen: Mapping[str, object]) -> dict[str, object]:
     """The fields that a frame head's geometry and order bring with them; what makes no sense together is an `InputError`."""
     order, tree = chosen.get("frame_order", "given"), chosen.get("class_tree")

@@ -41,7 +41,7 @@ class Recipe:
         "random changes to training images: auto (a crop by the data), none, or some of crop, crop-flip, "
         "resized-crop-flip, color-jitter, randaugment, autoaugment, cutout, joined by +",
     )
-    mixup: float = _option(1.0, "mixup's alpha; 0: off")
+    mixup: float = _option(0.0, "mixup's alpha, such as 1; 0: off")
     cutmix: float = _option(0.0, "cutmix's alpha; 0: off. With mixup, each batch takes one of the two")
     remix: bool = _option(False, "targets of mixed images favour the smaller class (Chou 2020)")
     sampler: str = _option(
@@ -115,7 +115,7 @@ class Recipe:
     optimizer: str = _option("sgd", "sgd, or adamw (with a --lr of about 0.001)", ("sgd", "adamw"))
     lr: float = _option(0.1, "peak learning rate")
     momentum: float = _option(0.9, "momentum of SGD, beta1 of AdamW")
-    weight_decay: float = _option(2e-4, "weight decay on all parameters")
+    weight_decay: float = _option(1e-3, "weight decay on all parameters")
     layer_decay: float = _option(
         1.0, "timm: each group of layers learns at this times the rate of the one above; 1: off"
     )

@@ -16,7 +16,7 @@ from equiframe.errors import InputError
 from equiframe.heads import training_parameters
 from equiframe.loop import Diverged, Interrupted, Progress, Trainer, stop_on_signals
 from equiframe.measure import measure, open_run
-from equiframe.method import METHOD_FIELDS, build_loss, resolve_method
+from equiframe.method import METHOD_FIELDS, build_loss, method_with, resolve_method
 from equiframe.model import Classifier, ModelCard, build_classifier, save_classifier
 from equiframe.numerics import Numerics, choose_numerics, keep_memory, reproducible
 from equiframe.optimise import build_optimizer
@@ -324,7 +324,8 @@ def apply_second_stage(
         run: a finished run without a second stage; it stays as it is.
         stage: a name of `equiframe.method.SECOND_STAGES`.
         out: the new run folder.
-        method: the name that the new run goes by: ``crt`` where a run of ``ce`` gets that stage. Default: that of the run.
+        method: the name that the new run goes by. Default: the named method that has just these fields (``crt`` where a run of
+            ``ce`` gets that stage), else that of the run.
         tau: of the stages tau-norm and post-hoc; None: chosen on validation images.
         data: where the run's images lie now, if not where the run found them.
 
@@ -341,8 +342,9 @@ def apply_second_stage(
         )
     if stage == "none":
         raise InputError("second stage 'none' changes nothing; choose another")
-    recipe = first.recipe().with_(second_stage=stage, stage_tau=tau, method=method or card.method)
-    resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
+    recipe = first.recipe().with_(second_stage=stage, stage_tau=tau)
+    fields = resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
+    recipe = recipe.with_(method=method or method_with(fields) or recipe.method)
     folder.check(recipe, resume=False)
     record = first.read_json("environment.json")
     kept = {name: record[name] for name in ("left_open", "training_parameters") if name in record}

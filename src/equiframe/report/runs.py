@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from equiframe.errors import InputError
+from equiframe.method import METHODS
 from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import MACHINE_FIELDS, RunFolder
 from equiframe.variants import Variant
@@ -30,9 +31,14 @@ class RunData:
 
     @property
     def row(self) -> str:
-        """The method, or the variant of it that a comparison keeps in a folder of that name."""
+        """The variant of the method that a comparison keeps in a folder of that name; else the method, with a second stage that is
+        not its own: ``etf-la+crt``."""
+        method, stage = self.recipe.method, self.recipe.second_stage
         variant = Variant.from_folder(self.path.resolve().parent.name)
-        return variant.name if variant is not None and variant.method == self.recipe.method else self.recipe.method
+        if variant is not None and variant.method == method:
+            return variant.name
+        own = METHODS[method].fields.get("second_stage", "none") if method in METHODS else stage
+        return f"{method}+{stage}" if stage not in (None, "none", own) else method
 
     @property
     def classes(self) -> list[dict]:
