@@ -132,6 +132,30 @@ def test_weights_and_adjustment_share_the_work(cloud, balance):
         torch.testing.assert_close((weight, bias), fit_classifier(features, labels, counts, weight_decay=decay))
 
 
+def test_the_unit_of_the_features_does_not_matter(cloud):
+    """`crt-adjusted` says the same of features that are a thousand times as long; with one weight decay for all it would not."""
+    features, labels, counts = cloud
+
+    def logits(unit, stage):
+        of = second_stage.Features(unit * features, labels)
+        weight, bias, chosen = stage(second_stage.Stage(features[:3], counts, of, of, counts))
+        return of.features @ weight.T + bias, chosen
+
+    (short, said), (long, said_of_long) = (logits(unit, second_stage._crt_adjusted) for unit in (0.1, 100.0))
+    torch.testing.assert_close(short, long, atol=1e-3, rtol=1e-3)
+    assert said.keys() == said_of_long.keys()
+    assert float((logits(0.1, second_stage._crt)[0] - logits(100.0, second_stage._crt)[0]).abs().max()) > 1
+
+
+def test_spread_by_loops(cloud):
+    features, labels, counts = cloud
+    classes = [features[labels == k].numpy() for k in range(3)]
+    middle = sum(rows.mean(0) for rows in classes) / 3
+    total = sum(sum(((row - middle) ** 2).sum() for row in rows) / len(rows) for rows in classes)
+    assert second_stage.spread(features, labels, counts) == pytest.approx((total / 3) ** 0.5)
+    assert second_stage.spread(torch.ones(3, 2), torch.arange(3), torch.ones(3)) == 0
+
+
 @pytest.mark.parametrize("fit", [fit_classifier, lambda h, y, n: fit_scales(h[:, :3], y, n)])
 def test_images_in_pieces_are_the_images(cloud, monkeypatch, fit):
     whole = fit(*cloud)

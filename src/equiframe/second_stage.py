@@ -9,7 +9,8 @@ loss of a class, which is minimised here as it stands, by L-BFGS, instead of by 
 
 .. math:: \\frac{1}{K} \\sum_k \\frac{1}{n_k} \\sum_{i \\in k} \\ell_i + \\frac{\\lambda}{2} \\lVert\\theta\\rVert^2
 
-The weight decay λ = 5e-4 is that of Kang et al.; it makes the minimum unique where θ enters linearly.
+The weight decay λ makes the minimum unique where θ enters linearly. It is 5e-4, that of Kang et al., but for ``crt-adjusted``, which measures
+features by their `spread` first: longer features need shorter class vectors for the same logits, and would be held back less.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from equiframe.recipe import Recipe
 from equiframe.tracking import make_loader
 
 WEIGHT_DECAY = 5e-4
+SPREAD_DECAY = 2.5e-5  # for features of spread 1; best for frames and linear layers alike: docs/lab.md
 LOGITS_AT_ONCE = 1 << 26  # 256 MiB in float32
 TAU_NORM_GRID = [i / 20 for i in range(21)]  # 0, 0.05, …, 1
 POST_HOC_GRID = [i / 20 for i in range(61)]  # 0, 0.05, …, 3
@@ -150,6 +152,18 @@ def fit_classifier(
     return weight.detach(), bias.detach()
 
 
+def spread(features: Tensor, labels: Tensor, counts: Tensor) -> float:
+    r"""Root mean square distance of the features from their mean, every class counting alike.
+
+    .. math:: s = \Bigl(\frac{1}{K} \sum_k \frac{1}{n_k} \sum_{i \in k} \lVert h_i - \bar h\rVert^2\Bigr)^{1/2},
+        \quad \bar h = \frac{1}{K} \sum_k \frac{1}{n_k} \sum_{i \in k} h_i
+
+    Shapes: features ``(N, D)``, integer labels ``(N,)``, counts ``(K,)``; every class has an image.
+    """
+    weights = (1 / (len(counts) * counts))[labels]
+    return float(weights @ ((features - weights @ features) ** 2).sum(1)) ** 0.5
+
+
 def folds_of(labels: Tensor, num_folds: int) -> Tensor:
     """A fold in 0 … ``num_folds``−1 for each image ``(N,)``, every class spread evenly; −1, no fold, for the only image of a class."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).to(labels.device)
@@ -162,7 +176,13 @@ def folds_of(labels: Tensor, num_folds: int) -> Tensor:
 
 
 def cross_fitted_temperature(
-    features: Tensor, labels: Tensor, counts: Tensor, *, balance: float = 1.0, num_folds: int = 5
+    features: Tensor,
+    labels: Tensor,
+    counts: Tensor,
+    *,
+    weight_decay: float = WEIGHT_DECAY,
+    balance: float = 1.0,
+    num_folds: int = 5,
 ) -> float:
     """The temperature for `fit_classifier`'s logits where no validation images exist, by cross-fitting.
 
@@ -177,7 +197,9 @@ def cross_fitted_temperature(
         if not out.any():
             continue
         others = torch.bincount(labels[~out], minlength=len(counts)).to(counts)
-        weight, bias = fit_classifier(features[~out], labels[~out], others, balance=balance)
+        weight, bias = fit_classifier(
+            features[~out], labels[~out], others, weight_decay=weight_decay, balance=balance
+        )
         held_out.append(features[out] @ weight.T + bias)
         their_labels.append(labels[out])
     return fit_temperature(torch.cat(held_out), torch.cat(their_labels))
@@ -248,21 +270,27 @@ def choose_tau(logits_at: Callable[[float], Tensor], labels: Tensor, grid: Seque
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
-def _crt(stage: Stage, balance: float = 1.0) -> Result:
+def _crt(stage: Stage, **options: float) -> Result:
     known = stage.training.features, stage.training.labels, stage.counts
-    weight, bias = fit_classifier(*known, balance=balance)
+    weight, bias = fit_classifier(*known, **options)
     chosen: dict[str, object] = {}
     tells = (
         stage.validation is not None
         and macro_accuracy(stage.validation.features @ weight.T + bias, stage.validation.labels) < 1
     )  # images that are all right do not tell how sure the classifier may be
     if not tells and stage.counts.max() > 1:
-        chosen["temperature"] = cross_fitted_temperature(*known, balance=balance)
+        chosen["temperature"] = cross_fitted_temperature(*known, **options)
     return weight, bias, chosen
 
 
 def _crt_adjusted(stage: Stage) -> Result:
-    return _crt(stage, balance=0.5)
+    """With features in units of their spread, so that the logits do not depend on how long the network makes features."""
+    training = stage.training
+    unit = spread(training.features, training.labels, stage.counts) or 1.0
+    validation = stage.validation and Features(stage.validation.features / unit, stage.validation.labels)
+    scaled = replace(stage, training=Features(training.features / unit, training.labels), validation=validation)
+    weight, bias, chosen = _crt(scaled, weight_decay=SPREAD_DECAY, balance=0.5)
+    return weight / unit, bias, chosen
 
 
 def _tau_norm(stage: Stage) -> Result:
