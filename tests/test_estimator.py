@@ -157,7 +157,9 @@ def test_only_the_frame_stays(table):
     assert not any(name.startswith("body.") for name in same)
 
 
-@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if "second_stage" not in m.fields])
+@pytest.mark.parametrize(
+    "method", [name for name, m in METHODS.items() if not {"second_stage", "sampler"} & set(m.fields)]
+)
 def test_every_method_trains(method, table):
     X, y, X_test, _ = table
     model = quick(method=method, max_iter=30).fit(X, y)
@@ -347,6 +349,7 @@ def test_verbose_tells_each_pass(table, capsys):
         ({"class_weight": {0: 0, 1: 0, 2: 0}}, "leave every row with weight 0"),
         ({"method": "etf-rd"}, "unknown method 'etf-rd'; did you mean 'etf-dr'"),
         ({"method": "crt"}, "method 'crt' has a second stage"),
+        ({"method": "etf-sqrt-la"}, "sampler 'square-root' of method 'etf-sqrt-la' belongs to runs on images"),
         ({"method_options": {"momentum": 1}}, "field 'momentum' does not belong"),
         ({"method_options": "tau"}, "method_options must be a dict"),
         ({"device": "abacus"}, "device 'abacus' cannot be used here"),

@@ -185,7 +185,9 @@ def test_the_head_sees_one_feature_a_sample():
     torch.testing.assert_close(attached.head.batch_norm.running_mean, 0.1 * raw[0].mean(0))
 
 
-@pytest.mark.parametrize("method", [name for name, m in METHODS.items() if m.fields.get("second_stage") is None])
+@pytest.mark.parametrize(
+    "method", [name for name, m in METHODS.items() if not {"second_stage", "sampler"} & set(m.fields)]
+)
 def test_every_method_gives_the_loss_of_its_head(method):
     """Against the head and the loss called by hand."""
     model, inputs = animal("own")
@@ -196,6 +198,13 @@ def test_every_method_gives_the_loss_of_its_head(method):
         fresh = copy.deepcopy(model)
         assert float(model(**inputs, labels=TARGETS)) == pytest.approx(float(expected), rel=1e-6)
         assert float(loss(fresh(**inputs), TARGETS)) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_a_method_that_draws_its_images_needs_a_loader_that_does():
+    with pytest.raises(InputError, match="draws its images by square-root sampling, and here your loader draws them"):
+        attach(animal("own")[0], K, class_counts=COUNTS, method="etf-sqrt-la")
+    attached = attach(animal("own")[0], K, class_counts=COUNTS, method="etf-sqrt-la", sampler="square-root")
+    assert attached.loss.loss.tau == 1
 
 
 def test_mixed_and_soft_targets():

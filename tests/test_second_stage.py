@@ -147,6 +147,33 @@ def test_the_unit_of_the_features_does_not_matter(cloud):
     assert float((logits(0.1, second_stage._crt)[0] - logits(100.0, second_stage._crt)[0]).abs().max()) > 1
 
 
+def test_a_blend_gives_the_new_classifier_what_the_trained_one_has_wrong(cloud):
+    """q is the balanced error on training images; knowing all of them by heart leaves the trained classifier as it is."""
+    features, labels, counts = cloud
+    known = Features(features, labels)
+    anew = second_stage._crt_adjusted(second_stage.Stage(features[:3], counts, known, known, counts))
+    for weight, bias in ((features[[0, 5, 9]], torch.zeros(3).double()), (fit_classifier(features, labels, counts))):
+        stage = second_stage.Stage(weight, bias, known, None, counts)
+        wrong = stage.logits(known).argmax(1) != labels
+        share = sum(float(wrong[labels == k].double().mean()) for k in range(3)) / 3
+        blended, its_bias, chosen = second_stage._crt_blend(stage)
+        assert chosen["share"] == pytest.approx(share)
+        assert ("temperature" in chosen) == (share > 0.5)
+        torch.testing.assert_close(blended, (1 - share) * weight + share * anew[0])
+        torch.testing.assert_close(its_bias, (1 - share) * bias + share * anew[1])
+    by_heart = torch.eye(3).double()
+    stage = second_stage.Stage(by_heart, torch.zeros(3).double(), Features(by_heart, torch.arange(3)), None, counts)
+    torch.testing.assert_close(second_stage._crt_blend(stage)[0], by_heart)
+
+
+def test_a_blend_needs_a_classifier_that_accounts_for_class_counts():
+    assert resolve_method("etf-sqrt-blend", {})["second_stage"] == "crt-blend"
+    with pytest.raises(
+        InputError, match="that of loss 'ce' takes no account of class counts; take loss logit-adjusted"
+    ):
+        resolve_method("ce", {"second_stage": "crt-blend"})
+
+
 def test_spread_by_loops(cloud):
     features, labels, counts = cloud
     classes = [features[labels == k].numpy() for k in range(3)]
@@ -493,13 +520,27 @@ def test_a_run_with_a_second_stage_continues_to_the_bit(tmp_path):
 @pytest.mark.parametrize("stage", [name for name in SECOND_STAGES if name != "none"])
 def test_no_stage_sees_the_test_images(runs, stage):
     """Nor does it change the model that it starts from."""
-    model, card, data, numerics, recipe, _ = opened(runs("ce"))
+    model, card, data, numerics, recipe, _ = opened(runs("etf-la" if stage == "crt-blend" else "ce"))
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     new, new_card, chosen = run_second_stage(stage, model, card, replace(data, test=None), numerics, recipe)
     assert chosen["second_stage"] == new_card.method_fields["second_stage"] == stage
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
     assert card.method_fields["second_stage"] == "none"
     assert not new.training
+
+
+def test_a_method_brings_its_sampler_and_its_blend(tmp_path):
+    """The images are drawn as the method says, unless the recipe says otherwise; the run tells what share the new classifier got."""
+    said = []
+    metrics = train(Recipe(**fields(method="etf-sqrt-blend", epochs=1)), tmp_path / "run", say=said.append)
+    assert RunFolder(tmp_path / "run").recipe().sampler == "square-root"
+    assert 0 < metrics["second_stage_share"] < 1
+    share = f"{100 * metrics['second_stage_share']:.0f} % of the logits are the new classifier's"
+    assert any(line.startswith("second stage: crt-blend") and share in line for line in said)
+    plain = train(Recipe(**fields(method="etf-sqrt-blend", epochs=1, sampler="instance")), tmp_path / "plain")
+    again = train(Recipe(**fields(method="etf-la", epochs=1, second_stage="crt-blend")), tmp_path / "again")
+    assert plain["macro"] == again["macro"]
+    assert plain["second_stage_share"] == again["second_stage_share"] != metrics["second_stage_share"]
 
 
 @pytest.mark.parametrize(("stage", "source"), [("crt-adjusted", "cross-fit"), ("ncm", "train")])

@@ -310,6 +310,8 @@ class EquiframeClassifier(ClassifierMixin, BaseEstimator):
             raise InputError(
                 f"method {self.method!r} has a second stage ({fields['second_stage']}), which belongs to runs on images"
             )
+        if fields["sampler"] != "instance":
+            raise InputError(f"sampler {fields['sampler']!r} of method {self.method!r} belongs to runs on images")
         if fields["frame_order"] in SIMILAR:
             raise InputError(
                 f"frame_order {fields['frame_order']!r} belongs to runs on images; here it is 'given' or 'random'"

@@ -117,6 +117,11 @@ def attach(
             f"method {method!r} has a second stage ({chosen['second_stage']}), which needs the features of all training "
             "samples: attach a method without one"
         )
+    if chosen["sampler"] != "instance" and fields.get("sampler") is None:
+        raise InputError(
+            f"method {method!r} draws its images by {chosen['sampler']} sampling, and here your loader draws them: say "
+            f"sampler={chosen['sampler']!r} where it does so too (equiframe.samplers), or sampler='instance'"
+        )
     if num_classes is None:
         if class_counts is None:
             raise InputError("attach needs num_classes, or class_counts (training samples of each class)")

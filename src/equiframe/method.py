@@ -57,7 +57,7 @@ LOSSES: dict[str, tuple[type[Loss], dict[str, object]]] = {  # loss → its clas
     "angular": (AngularRegression, {}),
     "dr-released": (ReleasedDotRegression, {"length_penalty": 0.0}),
 }
-_EVERY_METHOD = {"class_tree": None, "second_stage": "none"}
+_EVERY_METHOD = {"sampler": "instance", "class_tree": None, "second_stage": "none"}
 _EVERY_LOSS = {"class_weighting": "none", "alignment": 0.0}
 WEIGHTING_FIELDS: dict[str, dict[str, object]] = {  # class weighting → its fields and their defaults
     name: {
@@ -71,6 +71,10 @@ SECOND_STAGES: dict[str, tuple[str, tuple[str, ...] | None]] = {  # name → wha
     "none": ("the model as it was trained", None),
     "crt": ("a linear classifier anew, class-balanced (Kang 2020)", None),
     "crt-adjusted": ("crt, balanced half by weights n^−½ and half by logit adjustment (Menon 2021)", None),
+    "crt-blend": (
+        "the trained classifier and crt-adjusted, mixed by how well the first knows the training images",
+        None,
+    ),
     "tau-norm": ("class vectors divided by their length to the power τ (Kang 2020)", ("linear",)),
     "lws": ("learned scales of the logits, class-balanced (Kang 2020)", _RESCALABLE),
     "label-aware-smoothing": ("lws with more label smoothing for larger classes (MiSLAS, Zhong 2021)", _RESCALABLE),
@@ -82,6 +86,7 @@ STAGES_WITH_TAU = ("tau-norm", "post-hoc")
 METHOD_FIELDS = (
     "head",
     "loss",
+    "sampler",
     *dict.fromkeys([f for fields in HEADS.values() for f in fields]),
     *TREE_FIELDS,
     *ORDER_FIELDS,
@@ -160,6 +165,14 @@ METHODS: dict[str, Method] = {
         "learnable linear classifier, logit-adjusted cross-entropy (Menon 2021)",
         {"head": "linear", "loss": "logit-adjusted"},
     ),
+    "sqrt-la": Method(
+        "logit-adjusted on classes drawn by the square root of their size (Mahajan 2018)",
+        {"head": "linear", "loss": "logit-adjusted", "sampler": "square-root"},
+    ),
+    "sqrt-blend": Method(
+        "sqrt-la, then crt-blend: the trained classifier, and one fitted to its features, for what it leaves to mend",
+        {"head": "linear", "loss": "logit-adjusted", "sampler": "square-root", "second_stage": "crt-blend"},
+    ),
     "vs": Method("learnable linear classifier, VS loss (Kini 2021)", {"head": "linear", "loss": "vs"}),
     "ldam": Method("learnable cosine classifier, label-distribution-aware margins (Cao 2019)", _LDAM),
     "ldam-drw": Method(
@@ -181,6 +194,21 @@ METHODS: dict[str, Method] = {
     "etf-la": Method(
         "fixed frame, logit-adjusted cross-entropy; BatchNorm, free feature length",
         {"head": "frame", "loss": "logit-adjusted", "length": "free", "logit_scale": 1.0},
+    ),
+    "etf-sqrt-la": Method(
+        "etf-la on classes drawn by the square root of their size: small ones are seen more often and adjusted for in full",
+        {"head": "frame", "loss": "logit-adjusted", "length": "free", "logit_scale": 1.0, "sampler": "square-root"},
+    ),
+    "etf-sqrt-blend": Method(
+        "etf-sqrt-la, then crt-blend: the frame, and a linear classifier fitted to the features, for what it leaves to mend",
+        {
+            "head": "frame",
+            "loss": "logit-adjusted",
+            "length": "free",
+            "logit_scale": 1.0,
+            "sampler": "square-root",
+            "second_stage": "crt-blend",
+        },
     ),
     "etf-sampled-ce": Method(
         "fixed frame, cross-entropy on sampled classes (for very many)",
@@ -328,7 +356,13 @@ def _check_second_stage(stage: str, head: str, loss: str) -> None:
             f"second stage {stage!r} mends the lengths of class vectors, and those of head {head!r} {why}; "
             "crt, crt-adjusted, ncm and post-hoc take any head"
         )
-    if stage == "post-hoc" and issubclass(LOSSES[loss][0], LogitAdjustedCrossEntropy | VectorScaling):
+    adjusted = issubclass(LOSSES[loss][0], LogitAdjustedCrossEntropy | VectorScaling)
+    if stage == "crt-blend" and not adjusted:
+        raise InputError(
+            f"second stage 'crt-blend' keeps a part of the trained classifier, and that of loss {loss!r} takes no account of class counts; "
+            "take loss logit-adjusted, balanced-softmax or vs, or second stage crt-adjusted"
+        )
+    if stage == "post-hoc" and adjusted:
         raise InputError(f"second stage 'post-hoc' adjusts logits by class counts, which loss {loss!r} does already")
 
 

@@ -44,9 +44,9 @@ class Recipe:
     mixup: float = _option(0.0, "mixup's alpha, such as 1; 0: off")
     cutmix: float = _option(0.0, "cutmix's alpha; 0: off. With mixup, each batch takes one of the two")
     remix: bool = _option(False, "targets of mixed images favour the smaller class (Chou 2020)")
-    sampler: str = _option(
-        "instance",
-        "which images make an epoch",
+    sampler: str | None = _option(
+        None,
+        "which images make an epoch; default: the method's, mostly instance",
         ("instance", "class-balanced", "square-root", "effective-number", "progressive"),
     )
     centre_crop: float = _option(
@@ -161,7 +161,7 @@ class Recipe:
             value = _typed(f.name, getattr(self, f.name), hints[f.name])
             object.__setattr__(self, f.name, value)
             choices = f.metadata["choices"]
-            if choices and value not in choices:
+            if choices and value is not None and value not in choices:
                 raise unknown(f.name.replace("_", " "), value, choices)
         # BatchNorm needs two images a step; a CIFAR ResNet needs four pixels a side
         for name, least in {

@@ -183,12 +183,15 @@ def cross_fitted_temperature(
     weight_decay: float = WEIGHT_DECAY,
     balance: float = 1.0,
     num_folds: int = 5,
+    share: float = 1.0,
+    kept: Tensor | float = 0.0,
 ) -> float:
     """The temperature for `fit_classifier`'s logits where no validation images exist, by cross-fitting.
 
     Each fold's images are judged by a classifier that was fitted to the others, and `fit_temperature` looks at those logits. The
     fitted classifier's own logits of the images that it was fitted to are too sure. The features have still seen all
-    images, so this errs to that side, too, and less.
+    images, so this errs to that side, too, and less. Where the model's logits are ``share`` of these and ``kept`` ``(N, K)``, those of
+    another classifier, that one was fitted to all images, and the temperature errs somewhat more.
     """
     folds = folds_of(labels, num_folds)
     held_out, their_labels = [], []
@@ -197,10 +200,9 @@ def cross_fitted_temperature(
         if not out.any():
             continue
         others = torch.bincount(labels[~out], minlength=len(counts)).to(counts)
-        weight, bias = fit_classifier(
-            features[~out], labels[~out], others, weight_decay=weight_decay, balance=balance
-        )
-        held_out.append(features[out] @ weight.T + bias)
+        weight, bias = fit_classifier(features[~out], labels[~out], others, weight_decay=weight_decay, balance=balance)
+        beside = kept[out] if isinstance(kept, Tensor) else kept
+        held_out.append(share * (features[out] @ weight.T + bias) + beside)
         their_labels.append(labels[out])
     return fit_temperature(torch.cat(held_out), torch.cat(their_labels))
 
@@ -270,27 +272,42 @@ def choose_tau(logits_at: Callable[[float], Tensor], labels: Tensor, grid: Seque
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
-def _crt(stage: Stage, **options: float) -> Result:
-    known = stage.training.features, stage.training.labels, stage.counts
+def _refit(stage: Stage, *, unit: float = 1.0, share: float = 1.0, **options: float) -> Result:
+    """`fit_classifier` on features measured in ``unit``. Of the logits ``share`` is the new classifier's, the rest the trained one's."""
+    training, rest = stage.training, 1 - share
+    known = training.features / unit, training.labels, stage.counts
     weight, bias = fit_classifier(*known, **options)
+    weight, bias = share / unit * weight + rest * stage.weight, share * bias + rest * stage.bias
     chosen: dict[str, object] = {}
     tells = (
         stage.validation is not None
         and macro_accuracy(stage.validation.features @ weight.T + bias, stage.validation.labels) < 1
     )  # images that are all right do not tell how sure the classifier may be
-    if not tells and stage.counts.max() > 1:
-        chosen["temperature"] = cross_fitted_temperature(*known, **options)
+    if (
+        not tells and stage.counts.max() > 1 and share > 0.5
+    ):  # else cross-fitting changes little: the trained one saw all images
+        kept = rest * stage.logits(training) if rest else 0.0
+        chosen["temperature"] = cross_fitted_temperature(*known, share=share, kept=kept, **options)
     return weight, bias, chosen
 
 
-def _crt_adjusted(stage: Stage) -> Result:
+def _crt(stage: Stage) -> Result:
+    return _refit(stage)
+
+
+def _crt_adjusted(stage: Stage, share: float = 1.0) -> Result:
     """With features in units of their spread, so that the logits do not depend on how long the network makes features."""
+    unit = spread(stage.training.features, stage.training.labels, stage.counts) or 1.0
+    return _refit(stage, unit=unit, share=share, weight_decay=SPREAD_DECAY, balance=0.5)
+
+
+def _crt_blend(stage: Stage) -> Result:
+    """Features of images that the network knows by heart do not tell a new classifier where new images will fall. So it gets the share of
+    the logits that the trained one leaves to mend: that of the training images that it has wrong, every class counting alike."""
     training = stage.training
-    unit = spread(training.features, training.labels, stage.counts) or 1.0
-    validation = stage.validation and Features(stage.validation.features / unit, stage.validation.labels)
-    scaled = replace(stage, training=Features(training.features / unit, training.labels), validation=validation)
-    weight, bias, chosen = _crt(scaled, weight_decay=SPREAD_DECAY, balance=0.5)
-    return weight / unit, bias, chosen
+    share = 1 - macro_accuracy(stage.logits(training), training.labels)
+    weight, bias, chosen = _crt_adjusted(stage, share)
+    return weight, bias, chosen | {"share": share}
 
 
 def _tau_norm(stage: Stage) -> Result:
@@ -347,6 +364,7 @@ def _tau(
 _STAGES: dict[str, Callable[[Stage], Result]] = {
     "crt": _crt,
     "crt-adjusted": _crt_adjusted,
+    "crt-blend": _crt_blend,
     "tau-norm": _tau_norm,
     "lws": _lws,
     "label-aware-smoothing": _label_aware_smoothing,

@@ -373,6 +373,8 @@ def _in_words(chosen: dict[str, object]) -> str:
         if chosen["second_stage_tau"] == 0:
             source += "; it changes nothing, and --stage-tau sets another"
         words.append(f"τ = {chosen['second_stage_tau']:g}, {source}")
+    if "second_stage_share" in chosen:
+        words.append(f"{100 * chosen['second_stage_share']:.0f} % of the logits are the new classifier's")
     if "second_stage_val_macro" in chosen:
         words.append(f"validation macro {100 * chosen['second_stage_val_macro']:.1f} %")
     return ", ".join(words)
