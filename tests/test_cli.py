@@ -45,7 +45,9 @@ def test_train_prints_a_table_and_tells_its_progress_on_stderr(tmp_path, capsys,
     lines = error.splitlines()
     assert lines[-1] == f"saved in {tmp_path / 'run'}"
     assert re.match(r"epoch 1/2: loss \d\.\d{4}, validation macro \d+\.\d %, \d+ images/s$", lines[-5])
-    assert re.match(r"second stage: crt-adjusted, validation macro \d+\.\d %; \d+\.\d s$", lines[-3])
+    assert re.match(
+        r"second stage: crt-blend, \d+ % of the logits .*, validation macro \d+\.\d %; \d+\.\d s$", lines[-3]
+    )
     assert "\r" not in error
     assert "\x1b" not in error
 

@@ -156,14 +156,14 @@ def test_the_evidence_is_that_of_the_results_page():
         for method, value in evidence.macro.items():
             assert table[method][1] == value, (evidence.data, method)
             assert table[method][0] >= evidence.seeds
-        assert max(n for n, _ in table.values()) >= evidence.seeds == table["etf-la"][0]
+        assert max(n for n, _ in table.values()) >= evidence.seeds == table["etf-sqrt-blend"][0]
 
 
 @pytest.mark.parametrize(
     ("counts", "dim", "method", "decided", "told"),
     [
-        ([100, 5], 64, "etf-crt", True, "level with or ahead"),
-        ([500, 50] * 5, 64, "etf-crt", True, "level with or ahead"),
+        ([100, 5], 64, "etf-sqrt-blend", True, "level with or ahead"),
+        ([500, 50] * 5, 64, "etf-sqrt-blend", True, "level with or ahead"),
         ([500, 50] * 6, 64, "etf-crt", False, "they fit in a simplex"),
         ([500, 5] * 50, 64, "etf-crt", False, "more than a simplex holds (K > D+1 = 65)"),
         ([500, 5] * 32 + [5], 64, "etf-crt", False, "they fit in a simplex"),
@@ -323,7 +323,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert main(["doctor", *flags, "--seconds", "0.01", "--plot", "counts.png"]) == 0
     out, error = capsys.readouterr()
     assert "imbalance ratio" in out
-    assert "etf-crt" in out
+    assert "etf-sqrt-blend" in out
     assert "looking at the machine" in error
     with Image.open("counts.png") as drawn:
         assert drawn.size[0] > 500
