@@ -131,4 +131,4 @@ def test_wrong_names_and_ranks():
 
 def test_the_recipe_knows_the_same_samplers():
     assert Recipe.__dataclass_fields__["sampler"].metadata["choices"] == SAMPLERS
-    assert typing.get_type_hints(Recipe)["sampler"] is str
+    assert typing.get_type_hints(Recipe)["sampler"] == str | None
