@@ -534,6 +534,7 @@ def test_a_method_brings_its_sampler_and_its_blend(tmp_path):
     said = []
     metrics = train(Recipe(**fields(method="etf-sqrt-blend", epochs=1)), tmp_path / "run", say=said.append)
     assert RunFolder(tmp_path / "run").recipe().sampler == "square-root"
+    assert sum(line.endswith("; classes drawn by square-root sampling") for line in said) == 1
     assert 0 < metrics["second_stage_share"] < 1
     share = f"{100 * metrics['second_stage_share']:.0f} % of the logits are the new classifier's"
     assert any(line.startswith("second stage: crt-blend") and share in line for line in said)

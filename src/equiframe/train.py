@@ -400,7 +400,8 @@ def _describe(
     tried = "; tried " + ", ".join(f"{k}: {v:g} img/s" for k, v in numerics.trial.items()) if numerics.trial else ""
     return [
         f"method: {card.method} on {card.backbone}, {model.head.dim} features; trains {sum(trainable.values()):,} "
-        f"parameters, in the head: {in_head}",
+        f"parameters, in the head: {in_head}"
+        + ("" if recipe.sampler == "instance" else f"; classes drawn by {recipe.sampler} sampling"),
         f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{', compiled' if numerics.compile else ''}"
         f"{', deterministic' if recipe.deterministic else ''}{tried}"
         + (f" ({numerics.note})" if numerics.note else ""),
