@@ -30,6 +30,7 @@ from equiframe.suspects import suspects_of
 from equiframe.train import train
 
 DIGITS = {"data": "digits", "backbone": "mlp", "width": 64, "epochs": 30, "batch_size": 64, "lr": 0.05, "device": "cpu",
+          "mixup": 1.0, "weight_decay": 2e-4,
           "precision": "float32", "memory_format": "contiguous", "track": "none"}  # fmt: skip
 SETTINGS = [(method, share, None) for method in ("etf-la", "ce") for share in (0.0, 0.1, 0.3)] + [("etf-la", 0.1, 20)]
 

@@ -14,50 +14,36 @@ import json
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from equiframe.data.sources import load_dataset, with_pixels
+from equiframe.evaluate import accuracy_measures, collect
 from equiframe.model import load_classifier
-from equiframe.recipe import load_recipe
+from equiframe.numerics import choose_numerics
+from equiframe.recipe import Recipe, load_recipe
+from equiframe.tracking import make_loader
 
 
-def left_out(run: Path, each: int) -> tuple[object, np.ndarray, np.ndarray]:
-    """The run's data set, and up to ``each`` training images of a class that the run has not seen: indices and labels."""
-    recipe, split = load_recipe(run / "recipe.yaml"), json.loads((run / "split.json").read_text())
-    dataset = load_dataset(str(recipe["data"]))
-    labels = np.asarray(dataset.train.labels)
-    seen = np.concatenate([np.asarray(split[name] or [], dtype=int) for name in ("train", "val")])
-    rest = np.setdiff1d(np.arange(len(labels)), seen)
-    np.random.default_rng(0).shuffle(rest)
-    chosen = np.concatenate([rest[labels[rest] == k][:each] for k in range(dataset.num_classes)])
-    return dataset, chosen, labels[chosen]
-
-
-@torch.no_grad()
 def measure(run: Path, each: int) -> dict[str, object]:
-    dataset, chosen, labels = left_out(run, each)
+    """Accuracies of a run on up to ``each`` training images of a class that it has not seen."""
+    recipe, split = Recipe(**load_recipe(run / "recipe.yaml")), json.loads((run / "split.json").read_text())
+    dataset = load_dataset(recipe.data)
+    seen = [np.asarray(split[name] or [], dtype=int) for name in ("train", "val")]
+    rest = np.setdiff1d(np.arange(len(dataset.train)), np.concatenate(seen))
+    np.random.default_rng(0).shuffle(rest)
+    labels = dataset.train.labels[rest]
+    chosen = np.concatenate([rest[labels == k][:each] for k in range(dataset.num_classes)])
     model, card = load_classifier(run)
-    model.eval()
-    size = int(load_recipe(run / "recipe.yaml")["image_size"])
-    pixels = torch.as_tensor(np.asarray(with_pixels(dataset.train.subset(chosen), size).pixels))
-    if pixels.shape[-1] == 3:
-        pixels = pixels.permute(0, 3, 1, 2)
-    mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (card.mean, card.std))
-    right = (
-        torch.cat([model((part.float() / 255 - mean) / std).logits.argmax(1) for part in pixels.split(256)]).numpy()
-        == labels
+    numerics = choose_numerics(
+        model, card.image_size, 256, device="cpu", precision="float32", memory_format="contiguous"
     )
-    recall = np.array(
-        [right[labels == k].mean() if (labels == k).any() else np.nan for k in range(dataset.num_classes)]
-    )
-    order = np.argsort(-np.asarray(card.train_counts), kind="stable")
-    third = np.array_split(order, 3)
+    images = with_pixels(dataset.train.subset(chosen), card.image_size)
+    found = collect(model, make_loader(images, card, numerics, recipe))
+    measured = accuracy_measures(found.logits.argmax(1), found.labels, card.train_counts)
     return {
         "run": f"{run.parent.parent.name}/{run.parent.name}/{run.name}",
-        "macro": float(np.nanmean(recall)),
-        **{name: float(np.nanmean(recall[part])) for name, part in zip(("head", "middle", "tail"), third, strict=True)},
+        **{name: measured[name] for name in ("macro", "head", "middle", "tail")},
         "images": len(chosen),
-        "classes": int((~np.isnan(recall)).sum()),
+        "classes": len(np.unique(found.labels)),
     }
 
 

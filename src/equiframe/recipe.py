@@ -96,7 +96,8 @@ class Recipe:
     mse_target: float | None = _option(None, "loss mse: what the target's logit should be, M")
     length_penalty: float | None = _option(None, "loss dr-released: weight of the mean feature length")
     second_stage: str | None = _option(
-        None, "after training: crt, tau-norm, lws, label-aware-smoothing, ncm, ncm-euclidean, post-hoc or none"
+        None,
+        "after training: crt, crt-adjusted, crt-blend, tau-norm, lws, label-aware-smoothing, ncm, ncm-euclidean, post-hoc or none",
     )
     stage_tau: float | None = _option(None, "second stages tau-norm, post-hoc: τ; default: chosen on validation images")
     # network

@@ -9,7 +9,7 @@ loss of a class, which is minimised here as it stands, by L-BFGS, instead of by 
 
 .. math:: \\frac{1}{K} \\sum_k \\frac{1}{n_k} \\sum_{i \\in k} \\ell_i + \\frac{\\lambda}{2} \\lVert\\theta\\rVert^2
 
-The weight decay λ makes the minimum unique where θ enters linearly. It is 5e-4, that of Kang et al., but for ``crt-adjusted``, which measures
+The weight decay λ makes the minimum unique where θ enters linearly. It is 5e-4, that of Kang et al., but for ``crt-adjusted`` and ``crt-blend``, which measure
 features by their `spread` first: longer features need shorter class vectors for the same logits, and would be held back less.
 """
 
@@ -184,7 +184,7 @@ def cross_fitted_temperature(
     balance: float = 1.0,
     num_folds: int = 5,
     share: float = 1.0,
-    kept: Tensor | float = 0.0,
+    kept: Tensor | None = None,
 ) -> float:
     """The temperature for `fit_classifier`'s logits where no validation images exist, by cross-fitting.
 
@@ -201,8 +201,8 @@ def cross_fitted_temperature(
             continue
         others = torch.bincount(labels[~out], minlength=len(counts)).to(counts)
         weight, bias = fit_classifier(features[~out], labels[~out], others, weight_decay=weight_decay, balance=balance)
-        beside = kept[out] if isinstance(kept, Tensor) else kept
-        held_out.append(share * (features[out] @ weight.T + bias) + beside)
+        logits = share * (features[out] @ weight.T + bias)
+        held_out.append(logits if kept is None else logits + kept[out])
         their_labels.append(labels[out])
     return fit_temperature(torch.cat(held_out), torch.cat(their_labels))
 
@@ -283,10 +283,9 @@ def _refit(stage: Stage, *, unit: float = 1.0, share: float = 1.0, **options: fl
         stage.validation is not None
         and macro_accuracy(stage.validation.features @ weight.T + bias, stage.validation.labels) < 1
     )  # images that are all right do not tell how sure the classifier may be
-    if (
-        not tells and stage.counts.max() > 1 and share > 0.5
-    ):  # else cross-fitting changes little: the trained one saw all images
-        kept = rest * stage.logits(training) if rest else 0.0
+    # of a share below a half cross-fitting tells little: most of the logits are those of a classifier that saw all images
+    if not tells and stage.counts.max() > 1 and share > 0.5:
+        kept = rest * stage.logits(training)
         chosen["temperature"] = cross_fitted_temperature(*known, share=share, kept=kept, **options)
     return weight, bias, chosen
 
