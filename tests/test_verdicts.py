@@ -184,3 +184,16 @@ def test_methods_that_are_exactly_level_are_said_to_be():
     )
     ahead = judge({"b": {0: 0.5, 1: 0.7}, "a": {0: 0.5, 1: 0.6}})
     assert "exactly the same" not in in_words(ahead, 0.6)
+
+
+def test_no_difference_has_no_sign():
+    from equiframe.verdicts import signed
+
+    assert [signed(x) for x in (0.0, -1e-17, 4e-4, -4e-4, 0.0123, -0.0123)] == [
+        "0.0",
+        "0.0",
+        "0.0",
+        "0.0",
+        "+1.2",
+        "\u22121.2",
+    ]

@@ -360,7 +360,7 @@ def _check_second_stage(stage: str, head: str, loss: str) -> None:
     if stage == "crt-blend" and not adjusted:
         raise InputError(
             f"second stage 'crt-blend' keeps a part of the trained classifier, and that of loss {loss!r} takes no account of class counts; "
-            "take loss logit-adjusted, balanced-softmax or vs, or second stage crt-adjusted"
+            "take loss logit-adjusted, balanced-softmax or vs, or another second stage (--second-stage none or crt-adjusted)"
         )
     if stage == "post-hoc" and adjusted:
         raise InputError(f"second stage 'post-hoc' adjusts logits by class counts, which loss {loss!r} does already")

@@ -227,7 +227,8 @@ def judge_runs(
 
 def signed(share: float) -> str:
     """A difference in percentage points, with a real minus sign."""
-    return f"{100 * share:+.1f}".replace("-", "\u2212")
+    text = f"{100 * share:+.1f}"
+    return "0.0" if float(text) == 0 else text.replace("-", "\u2212")
 
 
 def interval_text(interval: Interval | None) -> str:
