@@ -11,7 +11,7 @@ from scipy import stats
 
 from equiframe import InputError
 from equiframe.summaries import holm
-from equiframe.verdicts import in_words, judge, shared_variance, student
+from equiframe.verdicts import in_words, judge, shared_variance, signed, student
 
 
 def by_seed(*values):
@@ -187,8 +187,6 @@ def test_methods_that_are_exactly_level_are_said_to_be():
 
 
 def test_no_difference_has_no_sign():
-    from equiframe.verdicts import signed
-
     assert [signed(x) for x in (0.0, -1e-17, 4e-4, -4e-4, 0.0123, -0.0123)] == [
         "0.0",
         "0.0",
