@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "equiframe"
 FLOORS = [  # from the ground up; modules of one floor do not import each other
-    {"errors"},
+    {"errors", "words"},
     {"files", "parallel"},
     {"frames", "angular", "transport"},
     {

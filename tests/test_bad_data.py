@@ -278,13 +278,13 @@ FOLDERS = {
     "a class that may not be read": (no_permission("dog"), "no permission"),
     "a test image that is a training image": (
         with_splits(lambda root: shutil.copy(root / "train/cat/001.png", root / "test/cat/x.png")),
-        "+1 test image(s) are training images to the byte (test/cat/x.png is train/cat/001.png)"),
+        "+1 test image is a training image to the byte (test/cat/x.png is train/cat/001.png)"),
     "an image in two classes": (
         lambda root: [pets(root), *(shutil.copy(root / "cat/001.png", root / f"dog/{i:03d}.png") for i in range(3))],
-        "+training image(s) are to the byte images of another class (dog/"),
+        "+training images are images of another class to the byte (dog/"),
     "a validation image that is a training image": (
         with_splits(lambda root: shutil.copy(root / "train/cat/001.png", root / "val/dog/x.png")),
-        "+1 validation image(s) are training images to the byte (val/dog/x.png is train/cat/001.png)"),
+        "+1 validation image is a training image to the byte (val/dog/x.png is train/cat/001.png)"),
     "a class in validation only": (
         with_splits(lambda root: shutil.copytree(root / "val/cat", root / "val/fox")), "class folders that training lacks: fox"),
     "test without images": (with_splits(lambda root: [shutil.rmtree(root / "test"), (root / "test").mkdir()]), "no images in"),
@@ -396,7 +396,7 @@ LISTS = {
     "a path of zero bytes": (listed(lines("dog/0\x0003.png 1")), "dog/0"),
     "a list in another code": (listed(lines().encode("utf-16")), "line 1"),
     "binary": (listed(bytes(range(256))), "line"),
-    "the same image twice": (listed(lines("dog/004.png 1")), "+list.lst lists 1 image(s) again"),
+    "the same image twice": (listed(lines("dog/004.png 1")), "+list.lst lists 1 image again"),
     "Windows line ends and a mark": (listed(b"\xef\xbb\xbf" + lines().replace("\n", "\r\n").encode()), ""),
     "spaces in a path": (lambda root: [listed(lines("dog/0 0 5.png 1"))(root), (root / "dog/005.png").rename(root / "dog/0 0 5.png"),
                                        root / "list.lst"][-1], ""),

@@ -270,7 +270,7 @@ CASES = {
     "field": (digits("--config", "field.yaml"), "unknown field 'epcohs'; did you mean 'epochs'?"),
     "keys": (digits("--config", "keys.yaml"), "unknown field 1"),
     # output folders
-    "another run": ([*digits(), "--out", "run"], "run already holds a run; continue it with --resume"),
+    "another run": ([*digits(), "--out", "run"], "run already holds a run; continue it with --out run --resume"),
     "other files": ([*digits(), "--out", "pets"], "output folder pets is not empty and not a run"),
     "output is a file": ([*digits(), "--out", "file"], "output file is a file"),
     "below a file": ([*digits(), "--out", "file/run"], "cannot create file/run: file is a file|file is a file"),

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,14 +287,15 @@ except SystemExit:
     assert not loaded & {"torch", "numpy", *HEAVY}
 
 
-def test_a_terminal_that_knows_only_ascii_loses_no_result(finished_run, monkeypatch):
-    """A ± or – that cannot be shown is escaped, instead of an error after the work is done."""
+def test_a_terminal_that_knows_only_ascii_loses_no_result(finished_run, tmp_path, monkeypatch):
+    """A letter that cannot be shown is escaped, instead of an error after the work is done."""
+    named = shutil.copytree(finished_run, tmp_path / "Käfer")
     shown = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(shown, encoding="ascii"))
-    assert main(["evaluate", str(finished_run), "--device", "cpu"]) == 0
+    assert main(["evaluate", str(named), "--device", "cpu"]) == 0
     sys.stdout.flush()
     assert b"top1" in shown.getvalue()
-    assert b"\\u2013" in shown.getvalue()
+    assert b"K\\xe4fer" in shown.getvalue()
 
 
 def test_a_reader_that_goes_away(tmp_path):

@@ -73,7 +73,8 @@ def test_mean_and_sample_sd_are_those_of_the_runs(grid):
 def test_the_markdown_table(grid):
     _, out, content, _ = grid
     lines = (out / "comparison.md").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "| method | n | " + " | ".join(COLUMNS) + " |"
+    columns = [c for c in COLUMNS if content["summary"]["ce"][c]["n"]]
+    assert lines[0] == "| method | n | " + " | ".join(columns) + " |"
     assert set(lines[1]) == {"|", "-"}
     for method, line in zip(METHODS, lines[2:4], strict=True):
         top1 = content["summary"][method]["top1"]
@@ -426,7 +427,8 @@ def test_summary():
 
 
 def test_a_table_with_gaps():
-    metrics = {c: 0.5 for c in COLUMNS} | {"few": None}
-    table = markdown_table(summarise({"ce": {0: metrics}, "etf-ce": {}}))
-    assert table.splitlines()[2] == "| ce | 1 | 50.0 | 50.0 | 50.0 | 50.0 | – | 50.0 | 50.0 |"
-    assert len(table.splitlines()) == 3
+    metrics = {c: 0.5 for c in COLUMNS} | {"few": None, "many": None}
+    table = markdown_table(summarise({"ce": {0: metrics}, "etf-ce": {}, "etf-la": {0: metrics | {"few": 0.25}}}))
+    assert table.splitlines()[0] == "| method | n | top1 | macro | medium | few | worst | ece |"
+    assert table.splitlines()[2] == "| ce | 1 | 50.0 | 50.0 | 50.0 | – | 50.0 | 50.0 |"
+    assert len(table.splitlines()) == 4

@@ -156,8 +156,8 @@ def test_images_listed_twice_are_noticed(listed):
         file.write("train/n01/e.jpg 0\ntrain/n01/a.jpg 0\ntrain/n02/v.jpg 1\n")
     _, *notes = load_dataset(str(listed)).notes
     assert notes == [
-        "Pets_LT_val.txt lists 1 image(s) again",
-        "Pets_LT_train.txt and Pets_LT_val.txt share 2 image(s), such as train/n01/a.jpg",
+        "Pets_LT_val.txt lists 1 image again",
+        "Pets_LT_train.txt and Pets_LT_val.txt share 2 images, such as train/n01/a.jpg",
     ]
 
 

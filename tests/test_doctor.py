@@ -119,14 +119,14 @@ def test_problems_follow_from_the_facts(facts):
     assert "1 of 39 test images cannot be read" in told["error"]
     assert "--on-bad-image skip" in told["error"]
     for text in (
-        "under two classes, such as d and c", "test image(s) are training images to the byte, such as f and e",
-        "have a single training image, and none for validation: dog", "have no test image and would not count: dog",
+        "under two classes, such as d and c", "test image is a training image to the byte, such as f and e",
+        "has a single training image, and none for validation: dog", "has no test image and would not count: dog",
     ):  # fmt: skip
         assert text in told["warning"]
     for text in (
         "1 of 4 classes have 2 to 19 training images",
         "twice in their class",
-        "2 class(es) have fewer than 20 test images",
+        "2 classes have fewer than 20 test images",
     ):
         assert text in told["note"]
     healthy = found | {

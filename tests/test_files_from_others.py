@@ -45,7 +45,7 @@ def test_bad_images_are_skipped_and_listed(class_folder, tmp_path, monkeypatch, 
         skipped = RunFolder(tmp_path / mode).read_json("split.json")["skipped"]
         assert {split: len(reasons) for split, reasons in skipped.items() if split == "test"} == {"test": 1}
         assert sum(map(len, skipped.values())) == 3
-        assert any("skipped 1 test image(s) that cannot be read" in line and "501.png" in line for line in said)
+        assert any("skipped 1 test image that cannot be read" in line and "501.png" in line for line in said)
     assert main(["predict", str(finished_run), str(root / "test"), "--on-bad-image", "skip", "--device", "cpu"]) == 0
     out, error = capsys.readouterr()
     assert len(out.splitlines()) == 1 + 7
@@ -62,7 +62,7 @@ def test_the_same_file_in_training_and_test_is_told(class_folder):
     assert not any("to the byte" in line for line in said)
     shutil.copy(root / "train" / "cat" / "001.png", root / "test" / "cat" / "500.png")
     prepare_data(fields, said.append)
-    assert any("1 test image(s) are training images to the byte (test/cat/500.png is train/cat/001.png)" in line
+    assert any("1 test image is a training image to the byte (test/cat/500.png is train/cat/001.png)" in line
                for line in said)  # fmt: skip
 
 

@@ -229,7 +229,7 @@ def test_streamed_processes_decode_their_own_images_only(monkeypatch):
 
 
 def test_a_step_that_is_too_small_to_share(processes, tmp_path):
-    with pytest.raises(InputError, match=r"a step of 11 images cannot be shared by 3 process\(es\) in 2 part"):
+    with pytest.raises(InputError, match=r"a step of 11 images cannot be shared by 3 processes in 2 parts"):
         loader(image_set(20), world=World(0, 3), accumulate=2).check_parts()
     loader(image_set(20), world=World(0, 2), accumulate=2).check_parts()
     write_class(tmp_path / "pets" / "cat", 0, 5)
@@ -237,8 +237,7 @@ def test_a_step_that_is_too_small_to_share(processes, tmp_path):
     recipe = Recipe(**tiny_fields(data=str(tmp_path / "pets"), augmentation="none", batch_size=2))
     said = processes(lambda world: caught(lambda: train(recipe, tmp_path / "run")))
     assert (
-        said
-        == ["InputError a step of 2 images cannot be shared by 2 process(es) in 1 part(s) each: it needs 4 or more"] * 2
+        said == ["InputError a step of 2 images cannot be shared by 2 processes in 1 part each: it needs 4 or more"] * 2
     )
     assert not (tmp_path / "run").exists()
 

@@ -143,7 +143,7 @@ def test_folders_that_are_not_free(tmp_path, tiny):
         ("file", False, "output .*file is a file"),
         ("file/below", False, "cannot create .*: .*file is a file"),
         ("full", False, "not empty and not a run"),
-        ("run", False, "already holds a run; continue it with --resume"),
+        ("run", False, "already holds a run; continue it with --out"),
         ("full", True, "nothing to resume"),
         ("none", True, "nothing to resume"),
     ):

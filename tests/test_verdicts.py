@@ -186,6 +186,15 @@ def test_methods_that_are_exactly_level_are_said_to_be():
     assert "exactly the same" not in in_words(ahead, 0.6)
 
 
+def test_three_equal_seeds_are_exactly_equal_and_two_are_not_yet():
+    for seeds, call in ((3, "exactly equal"), (2, "cannot be told yet (2 seeds)")):
+        same = {s: 0.5 + s / 10 for s in range(seeds)}
+        verdicts = judge({"b": same, "a": same}, reference="a")
+        assert {c.call for c in (*verdicts.to_best, *verdicts.to_reference)} == {call}
+    opposite = judge({"b": {0: 0.5, 1: 0.6, 2: 0.7}, "a": {0: 0.6, 1: 0.5, 2: 0.7}})
+    assert opposite.to_best[0].call == "cannot be told yet (3 seeds)"
+
+
 def test_no_difference_has_no_sign():
     assert [signed(x) for x in (0.0, -1e-17, 4e-4, -4e-4, 0.0123, -0.0123)] == [
         "0.0",

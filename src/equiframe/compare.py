@@ -258,10 +258,13 @@ def _tuning_record(out: Path, variant: Variant) -> dict | None:
 
 
 def families(verdicts: Verdicts) -> list[tuple[str, list[Comparison], int]]:
-    """What is to be told of the verdicts: against whom, the comparisons, and how many Holm's correction is for."""
+    """What is to be told of the verdicts: against whom, the comparisons, and how many Holm's correction is for. A single
+    pair is told once, of the best against the reference."""
     told = [(verdicts.best, verdicts.to_best, verdicts.num_pairs)]
     if verdicts.reference not in (None, verdicts.best):
         told.append((verdicts.reference, verdicts.to_reference, len(verdicts.to_reference)))
+    if verdicts.num_pairs == 1:
+        told = told[-1:]
     return [family for family in told if family[1]]
 
 
@@ -288,9 +291,15 @@ def markdown(summary: dict[str, dict[str, Summary]], verdicts: Verdicts | None) 
     return text
 
 
+def measured_columns(summary: Mapping[str, Mapping[str, Summary]]) -> list[str]:
+    """Those of `COLUMNS` that some method has a value of: of classes that are all rare there are no ``many``."""
+    return [c for c in COLUMNS if any(row[c].mean is not None for row in summary.values())]
+
+
 def markdown_table(summary: dict[str, dict[str, Summary]]) -> str:
     """The table as Markdown: percent, mean ± sd over n seeds."""
-    lines = ["| method | n | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 2) + "|"]
+    columns = measured_columns(summary)
+    lines = ["| method | n | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
     for method, row in summary.items():
-        lines.append(f"| {method} | {row['top1'].n} | " + " | ".join(row[c].percent() for c in COLUMNS) + " |")
+        lines.append(f"| {method} | {row['top1'].n} | " + " | ".join(row[c].percent() for c in columns) + " |")
     return "\n".join(lines) + "\n"

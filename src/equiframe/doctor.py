@@ -38,6 +38,7 @@ from equiframe.recipe import Recipe
 from equiframe.runs import environment
 from equiframe.tracking import make_loader
 from equiframe.train import Trainer, settle
+from equiframe.words import counted
 
 Say = Callable[[str], None]
 
@@ -423,27 +424,34 @@ def find_problems(facts: dict[str, object]) -> list[dict[str, str]]:
         found.append(
             (
                 "warning",
-                f"{len(pairs):,} training image(s) are there twice, under two classes, {some(pairs)}: one label is wrong",
+                f"{counted(len(pairs), 'training image is', 'training images are')} there twice, under two classes, {some(pairs)}: one label is wrong",
             )
         )
     if pairs := duplicates["train_and_test"]:
         found.append(
             (
                 "warning",
-                f"{len(pairs):,} test image(s) are training images to the byte, {some(pairs)}: the test would flatter",
+                f"{counted(len(pairs), 'test image is a training image', 'test images are training images')} to the byte, {some(pairs)}: the test would flatter",
             )
         )
     if pairs := duplicates["same_class"]:
-        found.append(("note", f"{len(pairs):,} training image(s) are there twice in their class, {some(pairs)}"))
+        found.append(
+            (
+                "note",
+                f"{counted(len(pairs), 'training image is', 'training images are')} there twice in their class, {some(pairs)}",
+            )
+        )
     counts, tested = facts["counts"], facts["test_counts"]
     names = facts["class_names"]
     if empty := [n for n, c in zip(names, counts, strict=True) if not c]:
-        found.append(("error", f"{len(empty):,} class(es) have no training image: {', '.join(empty[:3])}"))
+        found.append(
+            ("error", f"{counted(len(empty), 'class has', 'classes have')} no training image: {', '.join(empty[:3])}")
+        )
     if single := [n for n, c in zip(names, counts, strict=True) if c == 1]:
         found.append(
             (
                 "warning",
-                f"{len(single):,} class(es) have a single training image, and none for validation: {', '.join(single[:3])}",
+                f"{counted(len(single), 'class has', 'classes have')} a single training image, and none for validation: {', '.join(single[:3])}",
             )
         )
     few = sum(1 < c < 20 for c in counts)
@@ -461,7 +469,7 @@ def find_problems(facts: dict[str, object]) -> list[dict[str, str]]:
             found.append(
                 (
                     "warning",
-                    f"{len(untested):,} class(es) have no test image and would not count: {', '.join(untested[:3])}",
+                    f"{counted(len(untested), 'class has no test image and would', 'classes have no test image and would')} not count: {', '.join(untested[:3])}",
                 )
             )
         thin = sum(0 < c < 20 for c in tested)
@@ -469,7 +477,7 @@ def find_problems(facts: dict[str, object]) -> list[dict[str, str]]:
             found.append(
                 (
                     "note",
-                    f"{thin:,} class(es) have fewer than 20 test images: an accuracy there moves in steps of 5 points or more",
+                    f"{counted(thin, 'class has', 'classes have')} fewer than 20 test images: an accuracy there moves in steps of 5 points or more",
                 )
             )
     if facts["problem"]:

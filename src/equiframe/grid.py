@@ -32,6 +32,7 @@ from equiframe.loop import Interrupted, stop_on_signals
 from equiframe.recipe import Recipe
 from equiframe.runs import MACHINE_FIELDS, RunFolder, resolved, same_training
 from equiframe.train import apply_second_stage, train
+from equiframe.words import counted
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,7 @@ class Grid:
         running: list[_Worker] = []
         told: set[str] = set()  # all cells say the same of data and machine: once is enough
         threads = _share_of_cores(self.jobs)
-        self.say(f"{self.jobs} cells at a time, {threads} thread{'s' if threads != 1 else ''} each")
+        self.say(f"{self.jobs} cells at a time, {counted(threads, 'thread')} each")
         with stop_on_signals() as interrupted:
             try:
                 while waiting or running:

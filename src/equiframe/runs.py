@@ -92,7 +92,9 @@ class RunFolder:
         earlier = None
         if (self.path / "recipe.yaml").is_file():
             if not resume:
-                raise InputError(f"{self.path} already holds a run; continue it with --resume, or choose another --out")
+                raise InputError(
+                    f"{self.path} already holds a run; continue it with --out {self.path} --resume, or choose another --out"
+                )
             earlier = self.agree(recipe)
         elif resume:
             raise InputError(f"nothing to resume: {self.path} holds no run")

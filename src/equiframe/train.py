@@ -27,6 +27,7 @@ from equiframe.recipe import WITHOUT_EFFECT, Recipe
 from equiframe.runs import RunFolder, as_json, as_npz, environment, settings_that_differ
 from equiframe.second_stage import run_second_stage
 from equiframe.tracking import Tracker, check_tracks, event_writer, make_loader
+from equiframe.words import counted
 
 SLOW_SAVE = 10.0  # seconds
 
@@ -388,11 +389,11 @@ def _describe(
     in_head = ", ".join(f"{name} ({size:,})" for name, size in head.items()) or "nothing"
     parts = numerics.world.size * recipe.accumulate
     shared = [
-        f"a step of {recipe.batch_size * recipe.accumulate} images is shared by {numerics.world.size} process(es), in "
-        f"{recipe.accumulate} part(s) each; BatchNorm sees "
+        f"a step of {recipe.batch_size * recipe.accumulate} images is shared by "
+        f"{counted(numerics.world.size, 'process', 'processes')}, in {counted(recipe.accumulate, 'part')} each; BatchNorm sees "
         + ("a part of one process" if not recipe.sync_batch_norm else "a part of all processes")
         + (
-            f"; the backbone is sharded and put together in {len(blocks_of(model.backbone)) + 1} piece(s)"
+            f"; the backbone is sharded and put together in {counted(len(blocks_of(model.backbone)) + 1, 'piece')}"
             if recipe.shard
             else ""
         )

@@ -18,6 +18,7 @@ import numpy as np
 from equiframe.bootstrap import bootstrap_macro, percentile_interval
 from equiframe.errors import unknown
 from equiframe.summaries import holm, paired_difference, student_quantile, student_tail
+from equiframe.words import counted
 
 LEVEL = 0.95
 LEAST_SEEDS = 3  # two differences may agree by chance, and their sd then says nothing
@@ -32,8 +33,8 @@ class Comparison:
     Intervals cover 95 %, each for itself: ``over_seeds`` Student's on these test images, ``over_images`` the paired
     bootstrap for these trainings (it does not cover the variation between trainings), ``over_both`` covers both and is
     never narrower than ``over_seeds``. ``p`` is that of ``over_both`` (of ``over_seeds`` where runs keep no predictions),
-    ``p_holm`` corrected for all comparisons of the family. ``call`` is better, worse or cannot be told yet: the first two
-    only where ``p_holm`` is below 5 %.
+    ``p_holm`` corrected for all comparisons of the family. ``call`` is better, worse, exactly equal or cannot be told yet: the
+    first two only where ``p_holm`` is below 5 %, the third where no seed differs and at least three are shared.
     """
 
     method: str
@@ -186,7 +187,9 @@ def _call(comparison: Comparison, p_holm: float | None) -> str:
     if p_holm is not None and p_holm < 1 - LEVEL:
         return "better" if comparison.difference > 0 else "worse"
     num = comparison.num_seeds
-    return f"cannot be told yet ({num} seed{'s' if num != 1 else ''})"
+    if num >= LEAST_SEEDS and comparison.over_seeds == (0, 0):
+        return "exactly equal"
+    return f"cannot be told yet ({counted(num, 'seed')})"
 
 
 def _seen_from(method: str, comparison: Comparison) -> Comparison:
@@ -280,7 +283,7 @@ def in_words(verdicts: Verdicts, best_macro: float) -> str:
     for c in verdicts.to_best:
         if c.call == "better":
             text += f" On the seeds they share, {c.method} is better than {verdicts.best}{_margin(c, 1)}."
-    open_ = [c for c in verdicts.to_best if c.call not in ("better", "worse")]
+    open_ = [c for c in verdicts.to_best if c.call.startswith("cannot")]
     for call in dict.fromkeys(c.call for c in open_):
         those = [c for c in open_ if c.call == call]
         others = _listed([c.method + _margin(c, len(those)) for c in those])

@@ -77,7 +77,7 @@ def _reproduce(arguments: argparse.Namespace) -> int:
 
 def _print_comparison(content: dict, recipe: Recipe) -> None:
     """The table, what is missing in it, how methods were tuned, and who is better than whom."""
-    from equiframe.compare import COLUMNS, Summary, families, verdicts_from
+    from equiframe.compare import Summary, families, measured_columns, verdicts_from
     from equiframe.verdicts import DIFFERENCE_COLUMNS, difference_note, difference_row, in_words
 
     seeds = sorted({seed for of_method in content["seeds"].values() for seed in of_method})
@@ -90,13 +90,15 @@ def _print_comparison(content: dict, recipe: Recipe) -> None:
     for name, tuned in content["tuning"].items():
         fields = ", ".join(f"{field} {value:g}" for field, value in tuned["fields"].items()) or "its defaults"
         caption += f"; {name} tuned by {len(tuned['trials'])} trials: {fields}"
-    rows = [[m, *(Summary(**row[c]).percent() for c in COLUMNS)] for m, row in content["summary"].items()]
+    summary = {m: {c: Summary(**value) for c, value in row.items()} for m, row in content["summary"].items()}
+    columns = measured_columns(summary)
+    rows = [[m, *(row[c].percent() for c in columns)] for m, row in summary.items()]
     title = f"{recipe.data}" + (f", imbalance ratio {recipe.imbalance:g}" if recipe.imbalance else "")
-    print_table(title, ["method", *COLUMNS], rows, caption) if rows else print(f"{title}: {caption}")
+    print_table(title, ["method", *columns], rows, caption) if rows else print(f"{title}: {caption}")
     verdicts = verdicts_from(content)
     if verdicts is None or not verdicts.to_best:
         return
     for against, family, num in families(verdicts):
         rows = [[c.method, *difference_row(c)] for c in family]
         print_table(f"against {against}", ["method", *DIFFERENCE_COLUMNS], rows, difference_note(family, num))
-    print(in_words(verdicts, content["summary"][verdicts.best]["macro"]["mean"]))
+    print(in_words(verdicts, summary[verdicts.best]["macro"].mean))

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from equiframe.cli.flags import AddVerb, recipe_of
 from equiframe.cli.terminal import Reporter
 from equiframe.errors import InputError
+from equiframe.words import counted
 
 MARKS = {"error": ("✗", "bold red"), "warning": ("▲", "yellow"), "note": ("·", "dim")}
 GROUP_STYLE = {"many": "blue", "medium": "cyan", "few": "magenta"}
@@ -264,7 +265,7 @@ def _advice(advice: dict):
     ]  # fmt: skip
     for e in advice["evidence"]:
         macro = ", ".join(f"{name} {value:.1f}" for name, value in e["macro"].items())
-        seeds = f"{e['seeds']} seed{'s' if e['seeds'] > 1 else ''} or more"
+        seeds = f"{counted(e['seeds'], 'seed')} or more"
         rows.append(
             (
                 "measured",

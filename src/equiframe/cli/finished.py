@@ -10,6 +10,7 @@ from pathlib import Path
 from equiframe.cli.flags import AddVerb
 from equiframe.cli.terminal import Reporter, print_metrics, print_values, write_page
 from equiframe.errors import InputError
+from equiframe.words import counted
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -114,7 +115,7 @@ def _report(arguments: argparse.Namespace) -> int:
         print(json.dumps([str(path) for path in written]))
     elif not arguments.quiet:
         figures = f", and {len(written) - 1} figure files in {arguments.figures}" if arguments.figures else ""
-        print(f"{len(runs)} run{'s' if len(runs) != 1 else ''} in {written[0]}{figures}", file=sys.stderr)
+        print(f"{counted(len(runs), 'run')} in {written[0]}{figures}", file=sys.stderr)
     return 0
 
 

@@ -84,7 +84,8 @@ def print_metrics(metrics: dict, title: str) -> None:
     untested = [c["name"] for c in metrics["classes"] if not c["num_test"]]
     if untested:
         caption += f"; {len(untested)} of {len(metrics['classes'])} classes have no images there and do not count"
-    print_table(title, COLUMNS, [[percent(metrics[c]) for c in COLUMNS]], caption)
+    columns = [c for c in COLUMNS if metrics[c] is not None]
+    print_table(title, columns, [[percent(metrics[c]) for c in columns]], caption)
 
 
 def print_export(record: dict) -> None:

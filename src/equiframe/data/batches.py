@@ -34,6 +34,7 @@ from equiframe.errors import InputError
 from equiframe.losses import Targets, rows_of
 from equiframe.parallel import ALONE, World
 from equiframe.samplers import epoch_order
+from equiframe.words import counted
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 RESIDENT_LIMIT = 4 << 30  # bytes of uint8 pixels that still live in memory as one tensor
@@ -177,8 +178,8 @@ class Loader:
         pieces = self.world.size * self.accumulate
         if pieces > 1 and self.batch_size < 2 * pieces:
             raise InputError(
-                f"a step of {self.batch_size} images cannot be shared by {self.world.size} process(es) in {self.accumulate} "
-                f"part(s) each: it needs {2 * pieces} or more"
+                f"a step of {self.batch_size} images cannot be shared by {counted(self.world.size, 'process', 'processes')} in "
+                f"{counted(self.accumulate, 'part')} each: it needs {2 * pieces} or more"
             )
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from equiframe.data.dataset import SPLIT_WORDS, Dataset, ImageSet, split_named
 from equiframe.errors import InputError
+from equiframe.words import counted
 
 LIST_ENDINGS = (".txt", ".lst", ".csv")
 CLASS_NAMES_FILE = "classes.txt"
@@ -182,11 +183,11 @@ def _repetitions(listed: dict[str, tuple[list[str], list[int]]], lists: dict[str
     for split, (names, _) in listed.items():
         once = set(names)
         if len(once) < len(names):
-            notes.append(f"{lists[split].name} lists {len(names) - len(once):,} image(s) again")
+            notes.append(f"{lists[split].name} lists {counted(len(names) - len(once), 'image')} again")
         for other, others in earlier.items():
             shared = once & others
             if shared:
-                example = f"{len(shared):,} image(s), such as {min(shared)}"
+                example = f"{counted(len(shared), 'image')}, such as {min(shared)}"
                 notes.append(f"{lists[other].name} and {lists[split].name} share {example}")
         earlier[split] = once
     return notes

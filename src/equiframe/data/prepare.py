@@ -19,6 +19,7 @@ from equiframe.errors import InputError
 from equiframe.files import JSON_LIMIT, read_limited
 from equiframe.imbalance import long_tail_indices, stratified_split
 from equiframe.recipe import Recipe
+from equiframe.words import counted
 
 DUPLICATES_LIMIT = 20_000  # streamed files that are worth looking at twice
 
@@ -85,7 +86,9 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
     if recipe.on_bad_image == "skip":
         dataset, train_indices, val_indices, skipped = _without_bad(dataset, train_indices, val_indices, recipe.workers)
         for split, reasons in skipped.items():
-            notes.append(f"skipped {len(reasons):,} {split} image(s) that cannot be read: {'; '.join(reasons[:3])}")
+            notes.append(
+                f"skipped {counted(len(reasons), f'{split} image')} that cannot be read: {'; '.join(reasons[:3])}"
+            )
     train = dataset.train.subset(train_indices)
     missing = np.flatnonzero(train.counts(dataset.num_classes) == 0)
     if len(missing):
@@ -119,14 +122,16 @@ def prepare_data(recipe: Recipe, progress: Callable[[str], None] = lambda text: 
     twice = contradictions(train) if resident or len(train) <= DUPLICATES_LIMIT else []
     if twice:
         example = f"{twice[0][1]} is {twice[0][0]}"
-        notes.append(f"warning: {len(twice):,} training image(s) are to the byte images of another class ({example})")
+        same = counted(len(twice), "training image is an image", "training images are images")
+        notes.append(f"warning: {same} of another class to the byte ({example})")
     for name, part in (("validation", val), ("test", None if test is val else test)):
         if part is None or not (resident or len(train) + len(part) <= DUPLICATES_LIMIT):
             continue
         shared = shared_content(train, part)
         if shared:
             example = f"{shared[0][1]} is {shared[0][0]}"
-            notes.append(f"warning: {len(shared):,} {name} image(s) are training images to the byte ({example})")
+            same = counted(len(shared), f"{name} image is a training image", f"{name} images are training images")
+            notes.append(f"warning: {same} to the byte ({example})")
     if resident:
         decoded: dict[int, ImageSet] = {}
         for name, part in parts.items():
@@ -236,7 +241,8 @@ def choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple[
     kept, held, singles = stratified_split(labels[chosen], recipe.validation, seed=recipe.subset_seed)
     if len(singles):
         names = ", ".join(dataset.class_names[k] for k in singles[:5]) + (", …" if len(singles) > 5 else "")
-        notes.append(f"{len(singles)} class(es) with a single image stay in training, without validation: {names}")
+        stay = counted(len(singles), "class with a single image stays", "classes with a single image stay")
+        notes.append(f"{stay} in training, without validation: {names}")
     if not len(held):
         raise InputError(
             f"{dataset.name} is too small for a validation split; give val/ images, more images a class, or test/ images and --validation 0"

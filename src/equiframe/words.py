@@ -1,0 +1,16 @@
+"""Numbers and the words that they govern, for the lines that a person reads."""
+
+from __future__ import annotations
+
+
+def counted(num: int, one: str, many: str | None = None) -> str:
+    """A count with its noun, and whatever else depends on the number.
+
+    Args:
+        one: what follows a 1.
+        many: what follows any other number; default: ``one`` with an s.
+
+    >>> counted(1, "image"), counted(1200, "image"), counted(0, "class", "classes")
+    ('1 image', '1,200 images', '0 classes')
+    """
+    return f"{num:,} {one if num == 1 else many or one + 's'}"
