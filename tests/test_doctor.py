@@ -17,21 +17,14 @@ from PIL import Image
 from rich.console import Console
 
 from conftest import encoded, picture, tiny_fields, tiny_flags, write_class
-from equiframe import doctor
 from equiframe.cli import main
 from equiframe.cli.doctor import ROWS, bar, duration, print_report, quantity
 from equiframe.data.sources import load_dataset
-from equiframe.doctor import (
-    EVIDENCE,
-    advise,
-    describe_data,
-    describe_machine,
-    diagnose,
-    find_problems,
-    look_at,
-    matrix_speed,
-    time_training,
-)
+from equiframe.doctor import diagnose, timing
+from equiframe.doctor.advice import EVIDENCE, advise, find_problems
+from equiframe.doctor.images import describe_data, look_at
+from equiframe.doctor.machine import EXTRAS, describe_machine, matrix_speed
+from equiframe.doctor.timing import time_training
 from equiframe.recipe import Recipe
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
@@ -194,9 +187,9 @@ def test_the_machine():
     assert machine["disk_free_bytes"] > 0
     assert machine["gpu"] is None
     assert not machine["packages"].keys() & machine["missing"].keys()
-    assert machine["packages"].keys() | machine["missing"].keys() == doctor.EXTRAS.keys()
+    assert machine["packages"].keys() | machine["missing"].keys() == EXTRAS.keys()
     text = (Path(__file__).parents[1] / "pyproject.toml").read_text()
-    for name, extra in doctor.EXTRAS.items():  # the extras that it names bring what it says
+    for name, extra in EXTRAS.items():  # the extras that it names bring what it says
         assert re.search(rf'^{extra} = \[.*?"{name}>', text, re.S | re.M), name
 
 
@@ -225,7 +218,7 @@ def test_the_time_adds_up(tiny):
 def test_a_slow_network_is_timed_on_few_images(tiny):
     dataset = load_dataset("digits")
     found = time_training(tiny(batch_size=512), dataset, dataset.train, (1132, 126, 539), seconds=1e-9)
-    assert found["batch"] == doctor.SMALL_BATCH
+    assert found["batch"] == timing.SMALL_BATCH
     assert found["images_per_second"] == pytest.approx(512 / found["step_seconds"])
 
 

@@ -1,0 +1,170 @@
+"""Which method the evidence of this project recommends, and what is wrong with a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from equiframe.words import counted
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A table of docs/results.md that compares methods: its macro accuracies in percent."""
+
+    data: str
+    classes: int
+    dim: int
+    ratio: float
+    seeds: int
+    macro: dict[str, float]
+
+
+_C16 = {"etf-sqrt-blend": 65.3, "crt-adjusted": 60.0, "ce": 46.9}
+_DIGITS = {
+    "etf-sqrt-blend": 91.3,
+    "etf-crt": 91.0,
+    "etf-la": 90.9,
+    "crt-adjusted": 87.4,
+    "balanced-softmax": 86.6,
+    "ce": 75.9,
+}
+_TINY = {"etf-crt": 21.7, "etf-sqrt-blend": 21.4, "crt-adjusted": 20.5, "ce": 14.3}
+EVIDENCE = (  # tests hold these against docs/results.md
+    Evidence("CIFAR-10 at 16×16, ratio 100", 10, 64, 100, 3, _C16),
+    Evidence("Handwritten digits, ratio 50", 10, 64, 50, 8, _DIGITS),
+    Evidence("100 classes, ratio 100", 100, 64, 100, 3, _TINY),
+)
+MOST_DECIDED = 10  # classes: what was measured on more than one data set
+BALANCED = 2.0  # ratio: below, nothing was measured
+SOURCE = "docs/results.md"
+
+
+def advise(counts: Sequence[int], dim: int, data: str = "DATA") -> dict[str, object]:
+    """Which method the evidence of `SOURCE` recommends for these class counts and D features.
+
+    Returns:
+        ``method``; ``decided``: whether the evidence decides; ``why``; ``evidence``: the tables it rests on; ``source``; ``commands``.
+    """
+    num_classes, ratio = len(counts), max(counts) / max(min(counts), 1)
+    close = [e for e in EVIDENCE if (e.classes <= MOST_DECIDED) == (num_classes <= MOST_DECIDED)]
+    if ratio < BALANCED:
+        method, decided, close = "ce", False, []
+        why = (
+            f"The classes are nearly balanced (ratio {ratio:.3g}); nothing here was measured on such data, so the evidence does not decide. "
+            "Plain cross-entropy is the usual start; compare before you trust either."
+        )
+    elif num_classes <= MOST_DECIDED:
+        method, decided = "etf-sqrt-blend", True
+        why = (
+            "For 10 classes a fixed frame with logit adjustment and small classes drawn more often (etf-sqrt-blend) was level with or ahead of "
+            "everything else, and far ahead of plain cross-entropy (two data sets; small networks, short schedules). Much of that is the sampling: "
+            "whether the same on a learnable classifier (sqrt-blend) does as well is not decided."
+        )
+    else:
+        method, decided = "etf-crt", False
+        fits = "they fit in a simplex" if num_classes <= dim + 1 else f"more than a simplex holds (K > D+1 = {dim + 1})"
+        why = (
+            f"{num_classes:,} classes, {dim} features: {fits}. With more than 10 classes there is one data set, so the evidence does not decide. "
+            "There a linear classifier fitted anew to the features was ahead of all that was trained in one stage, and best on the features of a "
+            "fixed frame (etf-crt): compare it with crt-adjusted, the same on a learnable classifier's features, and with etf-sqrt-blend."
+        )
+    others = "ce,crt-adjusted,balanced-softmax,sqrt-blend,etf-crt,etf-sqrt-la,etf-sqrt-blend"
+    commands = [f"equiframe train {data} --method {method}"] if decided else []
+    commands.append(f"equiframe compare {data} --methods {others} --seeds 0,1,2")
+    return {
+        "method": method, "decided": decided, "why": why, "evidence": [asdict(e) for e in close], "source": SOURCE,
+        "commands": commands,
+    }  # fmt: skip
+
+
+def find_problems(facts: dict[str, object]) -> list[dict[str, str]]:
+    """What the facts about data mean for a training: records of ``level`` (``error``: it would stop; ``warning``: results would mislead or
+    suffer; ``note``) and ``text``, the worst first."""
+    found: list[tuple[str, str]] = []
+
+    def some(pairs: Sequence) -> str:
+        return f"such as {pairs[0][1]} and {pairs[0][0]}"
+
+    looked = facts["looked_at"]
+    for split, reasons in facts["unreadable"].items():
+        found.append(("error", f"{len(reasons):,} of {looked[split]:,} {split} images cannot be read: {reasons[0]}. "
+                      "--on-bad-image skip leaves them out"))  # fmt: skip
+    duplicates = facts["duplicates"]
+    if pairs := duplicates["two_classes"]:
+        found.append(
+            (
+                "warning",
+                f"{counted(len(pairs), 'training image is', 'training images are')} there twice, under two classes, {some(pairs)}: one label is wrong",
+            )
+        )
+    if pairs := duplicates["train_and_test"]:
+        found.append(
+            (
+                "warning",
+                f"{counted(len(pairs), 'test image is a training image', 'test images are training images')} to the byte, {some(pairs)}: the test would flatter",
+            )
+        )
+    if pairs := duplicates["same_class"]:
+        found.append(
+            (
+                "note",
+                f"{counted(len(pairs), 'training image is', 'training images are')} there twice in their class, {some(pairs)}",
+            )
+        )
+    counts, tested = facts["counts"], facts["test_counts"]
+    names = facts["class_names"]
+    if empty := [n for n, c in zip(names, counts, strict=True) if not c]:
+        found.append(
+            ("error", f"{counted(len(empty), 'class has', 'classes have')} no training image: {', '.join(empty[:3])}")
+        )
+    if single := [n for n, c in zip(names, counts, strict=True) if c == 1]:
+        found.append(
+            (
+                "warning",
+                f"{counted(len(single), 'class has', 'classes have')} a single training image, and none for validation: {', '.join(single[:3])}",
+            )
+        )
+    few = sum(1 < c < 20 for c in counts)
+    if few:
+        found.append(
+            (
+                "note",
+                f"{few:,} of {len(counts):,} classes have 2 to 19 training images: their accuracy will vary most between seeds",
+            )
+        )
+    if tested is None:
+        found.append(("note", "there are no test images: the final metrics would be those of the validation images"))
+    else:
+        if untested := [n for n, c in zip(names, tested, strict=True) if not c]:
+            found.append(
+                (
+                    "warning",
+                    f"{counted(len(untested), 'class has no test image and would', 'classes have no test image and would')} not count: {', '.join(untested[:3])}",
+                )
+            )
+        thin = sum(0 < c < 20 for c in tested)
+        if thin:
+            found.append(
+                (
+                    "note",
+                    f"{counted(thin, 'class has', 'classes have')} fewer than 20 test images: an accuracy there moves in steps of 5 points or more",
+                )
+            )
+    if facts["problem"]:
+        found.append(("error", facts["problem"]))
+    if facts["sizes"].get("long"):
+        found.append(
+            (
+                "note",
+                f"{facts['sizes']['long']:,} images are longer than 2:1; the centre square is what is seen of them",
+            )
+        )
+    if any(mode.split()[0] not in ("RGB", "L") for mode in facts["modes"]):
+        found.append(("note", "palette, alpha, CMYK or 16-bit images are turned to RGB (transparency shows white)"))
+    part = {split: n for split, n in looked.items() if n < facts["numbers"][split]}
+    if part:
+        told = ", ".join(f"{n:,} of {facts['numbers'][split]:,} {split} images" for split, n in part.items())
+        found.append(("note", f"looked at {told}; duplicates with the others were not looked for (--images 0: all)"))
+    order = ("error", "warning", "note")
+    return [{"level": level, "text": text} for level, text in sorted(found, key=lambda f: order.index(f[0]))]
