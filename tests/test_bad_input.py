@@ -270,7 +270,7 @@ CASES = {
     "field": (digits("--config", "field.yaml"), "unknown field 'epcohs'; did you mean 'epochs'?"),
     "keys": (digits("--config", "keys.yaml"), "unknown field 1"),
     # output folders
-    "another run": ([*digits(), "--out", "run"], "run already holds a run; continue it with --out run --resume"),
+    "another run": ([*digits(), "--out", "run"], "run already holds a finished run; choose another --out"),
     "other files": ([*digits(), "--out", "pets"], "output folder pets is not empty and not a run"),
     "output is a file": ([*digits(), "--out", "file"], "output file is a file"),
     "below a file": ([*digits(), "--out", "file/run"], "cannot create file/run: file is a file|file is a file"),
@@ -311,7 +311,7 @@ CASES = {
     "compare into a run": (["compare", *tiny_flags(), "--out", "run"], "output folder run holds other files"),
     "compare into a file": (["compare", *tiny_flags(), "--out", "file"], "file is a file"),
     # finished runs
-    "evaluate nothing": (["evaluate", "none"], "none is not a run folder: model.safetensors is missing"),
+    "evaluate nothing": (["evaluate", "none"], "no such run folder: none"),
     "evaluate a folder": (["evaluate", "pets"], "pets is not a run folder"),
     "evaluate an unfinished run": (["evaluate", "stopped"], "stopped has not finished training"),
     "evaluate a damaged run": (["evaluate", "run-damaged"], "run-damaged/model.safetensors is damaged or does not fit"),

@@ -18,6 +18,7 @@ import pytest
 from conftest import picture, write_class
 from equiframe import __version__
 from equiframe.cli import _parser, main
+from equiframe.cli.terminal import print_table
 from equiframe.method import METHODS
 from equiframe.recipe import FIELD_NAMES
 
@@ -398,3 +399,16 @@ def test_a_temperature_that_saw_no_error_is_told(finished_run, capsys):
     for share, told in ((1.0, True), (0.9, False)):
         print_metrics(metrics | {"val_top1": share}, "run")
         assert ("do not trust probabilities near 1" in " ".join(capsys.readouterr().out.split())) is told
+
+
+def test_a_table_that_is_too_wide_is_parted(monkeypatch, capsys):
+    """On 42 columns nothing is cut: the columns that do not fit come below, beside the first one again."""
+    monkeypatch.setenv("COLUMNS", "42")
+    rows = [["etf-sqrt-la", *(f"{k}0.5 ± 1.2" for k in range(1, 6))], ["etf-sqrt-blend", *["–"] * 5]]
+    print_table("a title", ["method", "top1", "macro", "few", "worst", "ece"], rows)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 42
+    assert shown.count("etf-sqrt-la ") == shown.count("method") == 3
+    assert all(f"{k}0.5 ± 1.2" in shown for k in range(1, 6))
+    assert shown.count("a title") == 1

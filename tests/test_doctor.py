@@ -20,7 +20,7 @@ from conftest import encoded, picture, tiny_fields, tiny_flags, write_class
 from equiframe.cli import main
 from equiframe.cli.doctor import ROWS, bar, duration, print_report, quantity
 from equiframe.data.sources import load_dataset
-from equiframe.doctor import diagnose, timing
+from equiframe.doctor import data_on_the_command_line, diagnose, timing
 from equiframe.doctor.advice import EVIDENCE, advise, find_problems
 from equiframe.doctor.images import describe_data, look_at
 from equiframe.doctor.machine import EXTRAS, describe_machine, matrix_speed
@@ -123,12 +123,17 @@ def test_problems_follow_from_the_facts(facts):
     ):
         assert text in told["note"]
     healthy = found | {
-        "unreadable": {}, "counts": [100, 50], "class_names": ["a", "b"], "test_counts": [30, 30], "sizes": {}, "modes": {"RGB PNG": 3},
+        "unreadable": {}, "counts": [100, 50], "class_names": ["a", "b"], "validation_counts": None, "test_counts": [30, 30], "sizes": {}, "modes": {"RGB PNG": 3},
         "duplicates": {key: [] for key in found["duplicates"]},
     }  # fmt: skip
     assert find_problems(healthy) == []
     (part,) = find_problems(healthy | {"looked_at": {"training": 5}, "numbers": {"training": 9}})
     assert part["text"].startswith("looked at 5 of 9 training images")
+    alone = healthy | {"counts": [100, 1]}
+    assert "has a single training image" in find_problems(alone)[0]["text"]
+    assert not any(
+        "single" in p["text"] for p in find_problems(alone | {"validation_counts": [11, 1]})
+    )  # one was held out
     (stop,) = find_problems(healthy | {"problem": "too small"})
     assert stop == {"level": "error", "text": "too small"}
 
@@ -150,6 +155,13 @@ def test_the_evidence_is_that_of_the_results_page():
             assert table[method][1] == value, (evidence.data, method)
             assert table[method][0] >= evidence.seeds
         assert max(n for n, _ in table.values()) >= evidence.seeds == table["etf-sqrt-blend"][0]
+
+
+def test_commands_name_the_data_as_it_was_asked_for():
+    asked = Recipe(data="my photos", imbalance=50.0, class_counts=None, validation=0.0, draft=not Recipe().draft)
+    draft = "--draft" if asked.draft else "--no-draft"
+    assert data_on_the_command_line(asked) == f"'my photos' --imbalance 50 --validation 0 {draft}"
+    assert data_on_the_command_line(Recipe(data="digits", class_counts=(50, 20, 5))) == "digits --class-counts 50,20,5"
 
 
 @pytest.mark.parametrize(
@@ -263,9 +275,11 @@ def test_the_report_reads(report):
         "docs/results.md",
     ):
         assert part in text
-    assert max(len(line) for line in text.splitlines()) <= 100
-    for width in (60, 200):
-        assert max(len(line) for line in text_of(report, width).splitlines()) <= width
+    for width in (60, 100, 200):
+        lines = text_of(report, width).splitlines()
+        commands = [line.strip() for line in lines if line.startswith("  equiframe ")]
+        assert commands == report["advice"]["commands"]  # whole, to be copied
+        assert max(len(line) for line in lines if line.strip() not in commands) <= width
     json.dumps(report)
 
 
@@ -281,6 +295,7 @@ def test_many_classes_share_bars(report):
     data = report["data"] | {
         "class_names": [f"c{k}" for k in range(999)],
         "counts": counts,
+        "validation_counts": None,
         "groups": {"many": 900, "medium": 81, "few": 18},
     }
     text = text_of(report | {"data": data})

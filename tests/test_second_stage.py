@@ -599,7 +599,7 @@ def test_the_command(runs, tmp_path, capsys):
         return capsys.readouterr().err
 
     there = sorted(p.name for p in tmp_path.iterdir())
-    assert "already holds a run" in refused(runs("ce"), "--stage", "crt", "--out", out)
+    assert "already holds a finished run; choose another --out" in refused(runs("ce"), "--stage", "crt", "--out", out)
     assert "has a second stage already (post-hoc)" in refused(out, "--stage", "crt", "--out", tmp_path / "x")
     assert "second stage 'none' changes nothing" in refused(runs("ce"), "--stage", "none", "--out", tmp_path / "x")
     assert "did you mean 'crt'?" in refused(runs("ce"), "--stage", "crtt", "--out", tmp_path / "x")

@@ -226,6 +226,8 @@ def load_classifier(run: str | Path, device: torch.device | str = "cpu") -> tupl
     weights, description = run / "model.safetensors", run / "model.json"
     if not description.is_file() and (run / "config.json").is_file():  # the Hub's name of it
         description = run / "config.json"
+    if not run.exists():
+        raise InputError(f"no such run folder: {run}")
     for path in (weights, description):
         if not path.is_file():
             kind = "has not finished training" if (run / "recipe.yaml").is_file() else "is not a run folder"

@@ -78,8 +78,11 @@ class RunFolder:
 
     # --- claiming a folder --------------------------------------------------------------------------------------------
 
-    def check(self, recipe: Recipe, *, resume: bool) -> Recipe | None:
+    def check(self, recipe: Recipe, *, resume: bool, resumable: bool = True) -> Recipe | None:
         """Whether a run of this recipe may begin or continue here; nothing is written yet.
+
+        Args:
+            resumable: whether the caller could continue a run at all; the message says so.
 
         Returns:
             the recipe of the run to continue (its ``auto`` fields settled), or None for a new run.
@@ -92,9 +95,9 @@ class RunFolder:
         earlier = None
         if (self.path / "recipe.yaml").is_file():
             if not resume:
-                raise InputError(
-                    f"{self.path} already holds a run; continue it with --out {self.path} --resume, or choose another --out"
-                )
+                more = "" if self.finished or not resumable else f"continue it with --out {self.path} --resume, or "
+                kind = "a finished run" if self.finished else "a run"
+                raise InputError(f"{self.path} already holds {kind}; {more}choose another --out")
             earlier = self.agree(recipe)
         elif resume:
             raise InputError(f"nothing to resume: {self.path} holds no run")

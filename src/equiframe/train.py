@@ -339,14 +339,14 @@ def apply_second_stage(
     if card.method_fields.get("second_stage", "none") != "none":
         raise InputError(
             f"{run} has a second stage already ({card.method_fields['second_stage']}); "
-            "give a run that was trained with --second-stage none"
+            "give a run that was trained with --second-stage none, or by a method without one (etf-sqrt-la, etf-ce, ce, …)"
         )
     if stage == "none":
         raise InputError("second stage 'none' changes nothing; choose another")
     recipe = first.recipe().with_(second_stage=stage, stage_tau=tau)
     fields = resolve_method(recipe.method, {name: getattr(recipe, name) for name in METHOD_FIELDS})
     recipe = recipe.with_(method=method or method_with(fields) or recipe.method)
-    folder.check(recipe, resume=False)
+    folder.check(recipe, resume=False, resumable=False)
     record = first.read_json("environment.json")
     kept = {name: record[name] for name in ("left_open", "training_parameters") if name in record}
     try:

@@ -249,16 +249,14 @@ def difference_row(comparison: Comparison) -> list[str]:
     return [difference, *map(interval_text, intervals), p, comparison.call]
 
 
-def difference_note(family: Sequence[Comparison], num_corrected: int) -> str:
-    """What the columns mean, for a person; ``num_corrected`` comparisons belong to Holm's family."""
+def difference_note(family: Sequence[Comparison], *nums: int) -> str:
+    """What the columns mean, for a person; ``nums``: how many comparisons belong to Holm's family, of each table."""
     text = "Points of macro accuracy. Intervals cover 95 %: over seeds by Student's t, over images by a paired bootstrap within classes"
     if any(c.num_seeds == 1 for c in family):
         text += " (for single seeds this does not cover the variation between trainings)"
     text += (
         ", over both as crossed random effects. A verdict needs "
-        f"{LEAST_SEEDS} shared seeds and p < 5 % over both"
-        + _corrected(num_corrected)
-        + "; it is never surer than over "
+        f"{LEAST_SEEDS} shared seeds and p < 5 % over both" + _corrected(nums) + "; it is never surer than over "
         "seeds alone."
     )
     if any(c.num_seeds and c.over_images is None for c in family):
@@ -266,10 +264,10 @@ def difference_note(family: Sequence[Comparison], num_corrected: int) -> str:
     return text
 
 
-def _corrected(num: int) -> str:
-    if num < 2:
+def _corrected(nums: Sequence[int]) -> str:
+    if max(nums) < 2:
         return ""
-    return f" after Holm's correction for {num} comparisons (the best and the reference: for those with the reference)"
+    return f" after Holm's correction for {' and '.join(map(str, nums))} comparisons"
 
 
 def in_words(verdicts: Verdicts, best_macro: float) -> str:

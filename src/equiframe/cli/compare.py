@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from equiframe.cli.flags import AddVerb, default_out, recipe_of, seconds, whole_numbers
-from equiframe.cli.terminal import Reporter, print_table, write_page
+from equiframe.cli.terminal import Reporter, print_note, print_table, write_page
 from equiframe.papers import cli as papers
 from equiframe.recipe import Recipe
 
@@ -98,7 +98,12 @@ def _print_comparison(content: dict, recipe: Recipe) -> None:
     verdicts = verdicts_from(content)
     if verdicts is None or not verdicts.to_best:
         return
-    for against, family, num in families(verdicts):
+    told = families(verdicts)
+    for against, family, _ in told:
         rows = [[c.method, *difference_row(c)] for c in family]
-        print_table(f"against {against}", ["method", *DIFFERENCE_COLUMNS], rows, difference_note(family, num))
+        columns = ["method", *DIFFERENCE_COLUMNS]
+        used = [i for i in range(len(columns)) if any(row[i] != "–" for row in rows)]
+        print_table(f"against {against}", [columns[i] for i in used], [[row[i] for i in used] for row in rows])
+    note = difference_note([c for _, family, _ in told for c in family], *(num for _, _, num in told))
+    print_note(note)
     print(in_words(verdicts, summary[verdicts.best]["macro"].mean))

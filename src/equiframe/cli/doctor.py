@@ -72,6 +72,8 @@ def print_report(report: dict, console) -> None:
         console.print()
         console.rule(f"[bold]{title}[/]", align="left", style="dim", characters="─")
         console.print(content)
+    for command in report["advice"]["commands"] if "data" in report else ():
+        console.print(_text(f"  {command}", "bold"), soft_wrap=True)  # one line each, to be copied
 
 
 def _pairs(rows: Sequence[tuple[str, object]]):
@@ -156,17 +158,27 @@ def _data(facts: dict):
     rows = [
         ("images", _text(f"{numbers} of {facts['name']}")),
         ("classes", _text(f"{facts['classes']:,}, of {max(counts):,} to {min(counts):,} training images: "
-                          f"imbalance ratio {facts['ratio']:,.4g}")),
+                          f"imbalance ratio {facts['ratio']:,.4g}{_before(facts)}")),
     ]  # fmt: skip
     if sizes:
         w, h = sizes["width"], sizes["height"]
         told = f"all {w['most']}×{h['most']}" if sizes["alike"] else (
             f"{w['least']}×{h['least']} to {w['most']}×{h['most']}, median {w['median']}×{h['median']} (width×height)")  # fmt: skip
-        kinds = ", ".join(f"{n:,} {mode}" for mode, n in list(facts["modes"].items())[:5])
+        kinds = ", ".join(f"{n:,} in {mode}" for mode, n in list(facts["modes"].items())[:5])
         rows.append(("sizes", _text(f"{told}; {kinds}")))
     rows.append(("groups", _groups(groups)))
     rows += [("note", _text(note, "dim")) for note in facts["notes"]]
     return _pairs(rows)
+
+
+def _before(facts: dict) -> str:
+    """The ratio before validation images were held out, where that changes it."""
+    held = facts["validation_counts"]
+    if held is None or not any(held):
+        return ""
+    whole = [a + b for a, b in zip(facts["counts"], held, strict=True)]
+    ratio = max(whole) / max(min(whole), 1)
+    return "" if math.isclose(ratio, facts["ratio"]) else f" ({ratio:,.4g} with the validation images)"
 
 
 def _groups(groups: dict):
@@ -276,5 +288,4 @@ def _advice(advice: dict):
             )
         )
     rows.append(("source", _text(advice["source"], "dim")))
-    rows += [("run" if i == 0 else "", _text(command, "bold")) for i, command in enumerate(advice["commands"])]
     return _pairs(rows)

@@ -39,7 +39,12 @@ def add_verbs(verb: AddVerb) -> None:
     sub.add_argument("--trust", action="store_true", help="read a .pt2 file: whoever made it can run code here")
     sub = verb("second-stage", _second_stage, "give a finished run a better classifier on the features that it has")
     sub.add_argument("run", metavar="RUN", help="a run folder without a second stage; it stays as it is")
-    sub.add_argument("--stage", required=True, metavar="NAME", help="crt, tau-norm, lws, label-aware-smoothing, ncm, …")
+    sub.add_argument(
+        "--stage",
+        required=True,
+        metavar="NAME",
+        help="crt-blend, crt-adjusted, crt, tau-norm, lws, label-aware-smoothing, ncm, ncm-euclidean or post-hoc",
+    )
     sub.add_argument(
         "--stage-tau", type=float, metavar="X", help="τ of tau-norm, post-hoc [chosen on validation images]"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,18 +53,47 @@ def print_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], caption: str = "", *, left=False
 ) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
-    for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 or left else "right", no_wrap=not left)
-    for row in rows:
-        table.add_row(*row)
-    console = Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table)
+    console = _console()
+    widths = [max(len(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
+    for k, part in enumerate([range(len(columns))] if left else _parts(widths, console.width)):
+        table = Table(
+            title=title if k == 0 else None,
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for i in part:
+            table.add_column(columns[i], justify="left" if i == 0 or left else "right", no_wrap=not left)
+        for row in rows:
+            table.add_row(*(row[i] for i in part))
+        console.print(table)
     if caption:
-        console.print(caption, style="dim", highlight=False)
+        print_note(caption)
+
+
+def print_note(text: str) -> None:
+    """Small print below a table."""
+    _console().print(text, style="dim", highlight=False)
+
+
+def _console():
+    """As wide as the terminal; of a pipe, as COLUMNS says or 120."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+
+
+def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
+    """The columns of tables that fit into the room one below the other; each begins with the first, and has at least one more."""
+    parts = [[0]]
+    for i, width in enumerate(widths[1:], start=1):
+        if len(parts[-1]) > 1 and sum(widths[j] + 3 for j in parts[-1]) + width + 2 > room:
+            parts.append([0])
+        parts[-1].append(i)
+    return parts
 
 
 def percent(value: float | None) -> str:

@@ -227,7 +227,7 @@ def choose_indices(recipe: Recipe, dataset: Dataset, notes: list[str]) -> tuple[
         chosen = long_tail_indices(
             labels,
             dataset.num_classes,
-            recipe.imbalance or 1.0,
+            1.0 if recipe.imbalance is None else recipe.imbalance,
             kind=recipe.tail,
             seed=recipe.subset_seed,
             counts=recipe.class_counts,

@@ -6,6 +6,7 @@ Everything is looked at or measured; nothing is changed and nothing written.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +20,25 @@ from equiframe.doctor.machine import describe_machine, matrix_speed
 from equiframe.doctor.timing import made_up_data, time_training
 from equiframe.method import METHOD_FIELDS, resolve_method
 from equiframe.numerics import choose_device
-from equiframe.recipe import Recipe
+from equiframe.recipe import DATA_FIELDS, Recipe
 
 Say = Callable[[str], None]
+
+
+def data_on_the_command_line(recipe: Recipe) -> str:
+    """The data of a recipe as `equiframe train` and its like take it: ``digits --imbalance 50``."""
+    usual = Recipe()
+    words = [str(recipe.data)]
+    for name in DATA_FIELDS:
+        value = getattr(recipe, name)
+        if name == "data" or value == getattr(usual, name):
+            continue
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
+        else:
+            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            words += [f"--{name.replace('_', '-')}", text.removesuffix(".0")]
+    return shlex.join(words)
 
 
 def diagnose(
@@ -69,5 +86,5 @@ def diagnose(
         report["training"] = time_training(recipe, dataset, readable, numbers, seconds=seconds)
         report["training"]["decoding_seconds"] = sum(numbers) / facts["decoded_per_second"]
     dim = report["training"]["dim"] if report["training"] else 64
-    report["advice"] = advise(facts["counts"], dim, recipe.data)
+    report["advice"] = advise(facts["counts"], dim, data_on_the_command_line(recipe))
     return report

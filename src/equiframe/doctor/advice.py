@@ -118,7 +118,8 @@ def find_problems(facts: dict[str, object]) -> list[dict[str, str]]:
         found.append(
             ("error", f"{counted(len(empty), 'class has', 'classes have')} no training image: {', '.join(empty[:3])}")
         )
-    if single := [n for n, c in zip(names, counts, strict=True) if c == 1]:
+    held = facts["validation_counts"] or [0] * len(counts)
+    if single := [n for n, c, v in zip(names, counts, held, strict=True) if c == 1 and not v]:
         found.append(
             (
                 "warning",
