@@ -35,7 +35,7 @@ def test_a_class_with_a_single_image_stays_in_training_and_the_run_says_so(tiny,
     assert data.train_counts == [7, 1, 1]
     assert data.val.counts(3).tolist() == [3, 0, 0]
     [note] = [note for note in data.notes if "single image" in note]
-    assert note.startswith("2 class(es)")
+    assert note.startswith("2 classes")
     assert "bee, cow" in note
 
 
