@@ -66,7 +66,8 @@ def print_table(
             pad_edge=False,
         )
         for i in part:
-            table.add_column(columns[i], justify="left" if i == 0 or left else "right", no_wrap=not left)
+            side = "left" if i == 0 or left else "right"
+            table.add_column(columns[i], justify=side, no_wrap=not left or i == 0, overflow="fold")
         for row in rows:
             table.add_row(*(row[i] for i in part))
         console.print(table)
@@ -83,7 +84,8 @@ def _console():
     """As wide as the terminal; of a pipe, as COLUMNS says or 120."""
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)
+    told = sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdigit()
+    return Console(width=None if told else 120)
 
 
 def _parts(widths: Sequence[int], room: int) -> list[list[int]]:
