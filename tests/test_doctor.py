@@ -162,6 +162,7 @@ def test_commands_name_the_data_as_it_was_asked_for():
     draft = "--draft" if asked.draft else "--no-draft"
     assert data_on_the_command_line(asked) == f"'my photos' --imbalance 50 --validation 0 {draft}"
     assert data_on_the_command_line(Recipe(data="digits", class_counts=(50, 20, 5))) == "digits --class-counts 50,20,5"
+    assert data_on_the_command_line(Recipe(data="digits", split="runs/v1.0")) == "digits --split runs/v1.0"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -636,3 +637,11 @@ def test_a_given_tau_is_taken(tmp_path):
     assert (metrics["second_stage_tau"], metrics["second_stage_tau_from"]) == (0.7, "recipe")
     with pytest.raises(InputError, match="'stage_tau' belongs to the second stages tau-norm and post-hoc"):
         resolve_method("crt", {"stage_tau": 1.0})
+
+
+@pytest.mark.parametrize("verb", ["train", "second-stage"])
+def test_the_help_names_every_stage(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--help"])
+    told = set(re.findall(r"[a-z-]+", " ".join(capsys.readouterr().out.split())))
+    assert {name for name in SECOND_STAGES if name != "none"} <= told

@@ -36,8 +36,9 @@ def data_on_the_command_line(recipe: Recipe) -> str:
         if isinstance(value, bool):
             words.append(f"--{'' if value else 'no-'}{name.replace('_', '-')}")
         else:
-            text = ",".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
-            words += [f"--{name.replace('_', '-')}", text.removesuffix(".0")]
+            parts = value if isinstance(value, (list, tuple)) else [value]
+            text = ",".join(f"{part:g}" if isinstance(part, float) else str(part) for part in parts)
+            words += [f"--{name.replace('_', '-')}", text]
     return shlex.join(words)
 
 

@@ -84,89 +84,73 @@ def find_problems(facts: dict[str, object]) -> list[dict[str, str]]:
     suffer; ``note``) and ``text``, the worst first."""
     found: list[tuple[str, str]] = []
 
+    def tell(level: str, text: str) -> None:
+        found.append((level, text))
+
     def some(pairs: Sequence) -> str:
         return f"such as {pairs[0][1]} and {pairs[0][0]}"
 
     looked = facts["looked_at"]
     for split, reasons in facts["unreadable"].items():
-        found.append(("error", f"{len(reasons):,} of {looked[split]:,} {split} images cannot be read: {reasons[0]}. "
-                      "--on-bad-image skip leaves them out"))  # fmt: skip
+        tell("error", f"{len(reasons):,} of {looked[split]:,} {split} images cannot be read: {reasons[0]}. "
+                      "--on-bad-image skip leaves them out")  # fmt: skip
     duplicates = facts["duplicates"]
     if pairs := duplicates["two_classes"]:
-        found.append(
-            (
-                "warning",
-                f"{counted(len(pairs), 'training image is', 'training images are')} there twice, under two classes, {some(pairs)}: one label is wrong",
-            )
+        tell(
+            "warning",
+            f"{counted(len(pairs), 'training image is', 'training images are')} there twice, under two classes, {some(pairs)}: one label is wrong",
         )
     if pairs := duplicates["train_and_test"]:
-        found.append(
-            (
-                "warning",
-                f"{counted(len(pairs), 'test image is a training image', 'test images are training images')} to the byte, {some(pairs)}: the test would flatter",
-            )
+        tell(
+            "warning",
+            f"{counted(len(pairs), 'test image is a training image', 'test images are training images')} to the byte, {some(pairs)}: the test would flatter",
         )
     if pairs := duplicates["same_class"]:
-        found.append(
-            (
-                "note",
-                f"{counted(len(pairs), 'training image is', 'training images are')} there twice in their class, {some(pairs)}",
-            )
+        tell(
+            "note",
+            f"{counted(len(pairs), 'training image is', 'training images are')} there twice in their class, {some(pairs)}",
         )
     counts, tested = facts["counts"], facts["test_counts"]
     names = facts["class_names"]
     if empty := [n for n, c in zip(names, counts, strict=True) if not c]:
-        found.append(
-            ("error", f"{counted(len(empty), 'class has', 'classes have')} no training image: {', '.join(empty[:3])}")
-        )
+        tell("error", f"{counted(len(empty), 'class has', 'classes have')} no training image: {', '.join(empty[:3])}")
     held = facts["validation_counts"] or [0] * len(counts)
     if single := [n for n, c, v in zip(names, counts, held, strict=True) if c == 1 and not v]:
-        found.append(
-            (
-                "warning",
-                f"{counted(len(single), 'class has', 'classes have')} a single training image, and none for validation: {', '.join(single[:3])}",
-            )
+        tell(
+            "warning",
+            f"{counted(len(single), 'class has', 'classes have')} a single training image, and none for validation: {', '.join(single[:3])}",
         )
     few = sum(1 < c < 20 for c in counts)
     if few:
-        found.append(
-            (
-                "note",
-                f"{few:,} of {len(counts):,} classes have 2 to 19 training images: their accuracy will vary most between seeds",
-            )
+        tell(
+            "note",
+            f"{few:,} of {len(counts):,} classes have 2 to 19 training images: their accuracy will vary most between seeds",
         )
     if tested is None:
-        found.append(("note", "there are no test images: the final metrics would be those of the validation images"))
+        tell("note", "there are no test images: the final metrics would be those of the validation images")
     else:
         if untested := [n for n, c in zip(names, tested, strict=True) if not c]:
-            found.append(
-                (
-                    "warning",
-                    f"{counted(len(untested), 'class has no test image and would', 'classes have no test image and would')} not count: {', '.join(untested[:3])}",
-                )
+            tell(
+                "warning",
+                f"{counted(len(untested), 'class has no test image and would', 'classes have no test image and would')} not count: {', '.join(untested[:3])}",
             )
         thin = sum(0 < c < 20 for c in tested)
         if thin:
-            found.append(
-                (
-                    "note",
-                    f"{counted(thin, 'class has', 'classes have')} fewer than 20 test images: an accuracy there moves in steps of 5 points or more",
-                )
+            tell(
+                "note",
+                f"{counted(thin, 'class has', 'classes have')} fewer than 20 test images: an accuracy there moves in steps of 5 points or more",
             )
     if facts["problem"]:
-        found.append(("error", facts["problem"]))
+        tell("error", facts["problem"])
     if facts["sizes"].get("long"):
-        found.append(
-            (
-                "note",
-                f"{facts['sizes']['long']:,} images are longer than 2:1; the centre square is what is seen of them",
-            )
+        tell(
+            "note", f"{facts['sizes']['long']:,} images are longer than 2:1; the centre square is what is seen of them"
         )
     if any(mode.split()[0] not in ("RGB", "L") for mode in facts["modes"]):
-        found.append(("note", "palette, alpha, CMYK or 16-bit images are turned to RGB (transparency shows white)"))
+        tell("note", "palette, alpha, CMYK or 16-bit images are turned to RGB (transparency shows white)")
     part = {split: n for split, n in looked.items() if n < facts["numbers"][split]}
     if part:
         told = ", ".join(f"{n:,} of {facts['numbers'][split]:,} {split} images" for split, n in part.items())
-        found.append(("note", f"looked at {told}; duplicates with the others were not looked for (--images 0: all)"))
+        tell("note", f"looked at {told}; duplicates with the others were not looked for (--images 0: all)")
     order = ("error", "warning", "note")
     return [{"level": level, "text": text} for level, text in sorted(found, key=lambda f: order.index(f[0]))]
