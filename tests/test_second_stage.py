@@ -640,7 +640,8 @@ def test_a_given_tau_is_taken(tmp_path):
 
 
 @pytest.mark.parametrize("verb", ["train", "second-stage"])
-def test_the_help_names_every_stage(verb, capsys):
+def test_the_help_names_every_stage(verb, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "1000")  # no name is wrapped
     with pytest.raises(SystemExit):
         main([verb, "--help"])
     told = set(re.findall(r"[a-z-]+", " ".join(capsys.readouterr().out.split())))
