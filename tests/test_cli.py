@@ -138,6 +138,27 @@ def test_compare(tmp_path, capsys, flags):
     code, again, error = run(capsys, *command, "--json")
     assert json.loads(again) == json.loads((tmp_path / "g" / "comparison.json").read_text())
     assert error.splitlines() == [f"report: {tmp_path / 'g' / 'report.html'}", f"saved in {tmp_path / 'g'}"]
+    assert "earlier calls" not in out
+    code, out, _ = run(capsys, *(word.replace("ce, ", "") if isinstance(word, str) else word for word in command))
+    assert code == 0
+    assert "; ce from earlier calls in this folder" in " ".join(out.split())
+
+
+def test_what_speaks_against_a_temperature_is_told(capsys):
+    from equiframe.cli.compare import _doubts
+    from equiframe.cli.terminal import temperature_doubt
+
+    def metrics(temperature, val_top1=0.5, source="validation"):
+        return {"temperature": temperature, "val_top1": val_top1, "temperature_from": source}
+
+    assert temperature_doubt(metrics(1.5)) == temperature_doubt(metrics(1.0, 1, "train")) == ""
+    assert "no better than chance" in temperature_doubt(metrics(999.0))
+    assert "a run that was too short" in temperature_doubt(metrics(23.0))
+    assert "no error tells how sure" in temperature_doubt(metrics(1.0, 1))
+    runs = {"ce": {"0": metrics(23.0), "1": metrics(1.5)}, "etf-la": {"0": metrics(30.0), "1": metrics(1.0, 1)}}
+    short, sure = _doubts(runs)
+    assert short.startswith("temperature of ce seed 0 and etf-la seed 0: very high")
+    assert sure.startswith("temperature of etf-la seed 1: all right there")
 
 
 def test_compare_tells_who_is_better_and_how_sure_that_is(tmp_path, capsys, flags):

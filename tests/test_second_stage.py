@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -594,6 +595,10 @@ def test_the_command(runs, tmp_path, capsys):
     for name in ("split.json", "history.jsonl"):
         assert (tmp_path / "new" / name).read_bytes() == (runs("ce") / name).read_bytes()
     assert RunFolder(out).read_json("environment.json")["second_stage_of"] == str(runs("ce"))
+    shutil.copytree(runs("ce"), tmp_path / "first")
+    assert main(["second-stage", str(tmp_path / "first"), "--stage", "post-hoc", "--quiet"]) == 0
+    assert metrics_of(tmp_path / "first-post-hoc") == metrics_of(tmp_path / "new"), "beside the run, if not told where"
+    capsys.readouterr()
 
     def refused(*arguments):
         assert main(["second-stage", *map(str, arguments)]) == 2
@@ -604,6 +609,7 @@ def test_the_command(runs, tmp_path, capsys):
     assert "has a second stage already (post-hoc)" in refused(out, "--stage", "crt", "--out", tmp_path / "x")
     assert "second stage 'none' changes nothing" in refused(runs("ce"), "--stage", "none", "--out", tmp_path / "x")
     assert "did you mean 'crt'?" in refused(runs("ce"), "--stage", "crtt", "--out", tmp_path / "x")
+    assert "unknown second stage 'a/b'" in refused(runs("ce"), "--stage", "a/b")
     assert "equal length by construction" in refused(runs("etf-ce"), "--stage", "lws", "--out", tmp_path / "x")
     assert "is not a run folder" in refused(tmp_path, "--stage", "crt", "--out", tmp_path / "x")
     assert "required: --stage" in refused(runs("ce"), "--out", tmp_path / "x")

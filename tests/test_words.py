@@ -1,8 +1,8 @@
-"""Counts and their nouns."""
+"""Counts with their nouns, and names in a row."""
 
 import pytest
 
-from equiframe.words import counted
+from equiframe.words import counted, listed
 
 
 @pytest.mark.parametrize(
@@ -17,3 +17,10 @@ from equiframe.words import counted
 )
 def test_a_count_and_its_noun(num, words, text):
     assert counted(num, *words) == text
+
+
+@pytest.mark.parametrize(
+    ("names", "text"), [([], ""), (["a"], "a"), (["a", "b"], "a and b"), (["a", "b", "c"], "a, b and c")]
+)
+def test_names_in_a_row(names, text):
+    assert listed(names) == text

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from equiframe.cli.flags import AddVerb, default_out, recipe_of, seconds, whole_numbers
-from equiframe.cli.terminal import Reporter, print_note, print_table, write_page
+from equiframe.cli.terminal import Reporter, print_note, print_table, temperature_doubt, write_page
 from equiframe.papers import cli as papers
 from equiframe.recipe import Recipe
+from equiframe.words import listed
 
 
 def add_verbs(verb: AddVerb) -> None:
@@ -62,7 +63,7 @@ def _compare(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(content))
     else:
-        _print_comparison(content, recipe)
+        _print_comparison(content, recipe, asked=methods)
     for label, failure in content["failed"].items():
         line = failure["text"].splitlines()[-1]
         print(f"equiframe: {label} failed: {line}", file=sys.stderr)
@@ -75,9 +76,10 @@ def _reproduce(arguments: argparse.Namespace) -> int:
     return papers.run(arguments, Reporter(arguments.quiet), print_table)
 
 
-def _print_comparison(content: dict, recipe: Recipe) -> None:
+def _print_comparison(content: dict, recipe: Recipe, *, asked: list[str]) -> None:
     """The table, what is missing in it, how methods were tuned, and who is better than whom."""
     from equiframe.compare import Summary, families, measured_columns, verdicts_from
+    from equiframe.variants import Variant
     from equiframe.verdicts import DIFFERENCE_COLUMNS, difference_note, difference_row, in_words
 
     seeds = sorted({seed for of_method in content["seeds"].values() for seed in of_method})
@@ -90,11 +92,16 @@ def _print_comparison(content: dict, recipe: Recipe) -> None:
     for name, tuned in content["tuning"].items():
         fields = ", ".join(f"{field} {value:g}" for field, value in tuned["fields"].items()) or "its defaults"
         caption += f"; {name} tuned by {len(tuned['trials'])} trials: {fields}"
+    earlier = [name for name in content["summary"] if name not in {Variant.parse(method).name for method in asked}]
+    if earlier:
+        caption += f"; {listed(earlier)} from earlier calls in this folder"
     summary = {m: {c: Summary(**value) for c, value in row.items()} for m, row in content["summary"].items()}
     columns = measured_columns(summary)
     rows = [[m, *(row[c].percent() for c in columns)] for m, row in summary.items()]
     title = f"{recipe.data}" + (f", imbalance ratio {recipe.imbalance:g}" if recipe.imbalance else "")
     print_table(title, ["method", *columns], rows, caption) if rows else print(f"{title}: {caption}")
+    for line in _doubts(content["runs"]):
+        print_note(line)
     verdicts = verdicts_from(content)
     if verdicts is None or not verdicts.to_best:
         return
@@ -107,3 +114,13 @@ def _print_comparison(content: dict, recipe: Recipe) -> None:
     note = difference_note([c for _, family, _ in told for c in family], *(num for _, _, num in told))
     print_note(note)
     print(in_words(verdicts, summary[verdicts.best]["macro"].mean))
+
+
+def _doubts(runs: dict[str, dict[str, dict]]) -> list[str]:
+    """What speaks against the temperatures of a comparison's runs: one line a doubt, with the runs that have it."""
+    found: dict[str, list[str]] = {}
+    for method, by_seed in runs.items():
+        for seed, metrics in by_seed.items():
+            if doubt := temperature_doubt(metrics):
+                found.setdefault(doubt, []).append(f"{method} seed {seed}")
+    return [f"temperature of {listed(labels)}: {doubt}" for doubt, labels in found.items()]

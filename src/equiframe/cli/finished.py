@@ -48,7 +48,7 @@ def add_verbs(verb: AddVerb) -> None:
     sub.add_argument(
         "--stage-tau", type=float, metavar="X", help="τ of tau-norm, post-hoc [chosen on validation images]"
     )
-    sub.add_argument("--out", required=True, metavar="DIR", help="the new run folder")
+    sub.add_argument("--out", metavar="DIR", help="the new run folder [RUN-STAGE, beside the run]")
     sub.add_argument("--data", metavar="DATA", help="where the run's images lie now [where it found them]")
     sub.add_argument("--device", default="auto", help="cpu, cuda, … [auto]")
 
@@ -165,7 +165,9 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _second_stage(arguments: argparse.Namespace) -> int:
     from equiframe.train import apply_second_stage
 
-    reporter, out = Reporter(arguments.quiet), Path(arguments.out)
+    run, reporter = Path(arguments.run), Reporter(arguments.quiet)
+    whole = run if run.name not in ("", "..") else run.resolve()
+    out = Path(arguments.out) if arguments.out else whole.parent / f"{whole.name}-{arguments.stage}"
     metrics = apply_second_stage(
         arguments.run, arguments.stage, out, tau=arguments.stage_tau, device=arguments.device, data=arguments.data,
         say=reporter.say,

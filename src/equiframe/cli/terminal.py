@@ -109,15 +109,24 @@ def print_metrics(metrics: dict, title: str) -> None:
         f"percent on {metrics['num_test']:,} {metrics['evaluated_on']} images; "
         f"temperature {metrics['temperature']:.3g} from {metrics['temperature_from']}"
     )
-    if metrics["temperature"] > 500:
-        caption += " (at its limit: the model is no better than chance where it was fitted)"
-    if metrics.get("val_top1") == 1 and metrics["temperature_from"] == "validation":
-        caption += " (all right there: no error tells how sure it may be; do not trust probabilities near 1)"
+    if doubt := temperature_doubt(metrics):
+        caption += f" ({doubt})"
     untested = [c["name"] for c in metrics["classes"] if not c["num_test"]]
     if untested:
         caption += f"; {len(untested)} of {len(metrics['classes'])} classes have no images there and do not count"
     columns = [c for c in COLUMNS if metrics[c] is not None]
     print_table(title, columns, [[percent(metrics[c]) for c in columns]], caption)
+
+
+def temperature_doubt(metrics: dict) -> str:
+    """Why a fitted temperature, or the model that needs it, should not be trusted; empty if nothing speaks against it."""
+    if metrics["temperature"] > 500:
+        return "at its limit: the model is no better than chance where it was fitted"
+    if metrics["temperature"] > 10:
+        return "very high: logits say next to nothing about the class; often a run that was too short"
+    if metrics.get("val_top1") == 1 and metrics["temperature_from"] == "validation":
+        return "all right there: no error tells how sure it may be; do not trust probabilities near 1"
+    return ""
 
 
 def print_export(record: dict) -> None:
