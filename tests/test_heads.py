@@ -20,7 +20,7 @@ from equiframe import (
 )
 from equiframe.frames import DenseFrame, make_frame
 from equiframe.losses import LogitAdjustedCrossEntropy
-from equiframe.method import METHODS, build_head, build_loss, resolve_method
+from equiframe.method import METHODS, build_head, build_loss, projected_dim, resolve_method
 
 
 def features(b=6, d=16, seed=0):
@@ -154,6 +154,63 @@ def test_wrong_options(options, message):
     make = NearestFrameHead if "frame_rate" in options else FrameHead
     with pytest.raises(InputError, match=message):
         make(options.pop("dim", 16), 10, **options)
+
+
+def test_a_projection_makes_room_for_a_simplex():
+    """Logits of z = M(γ(Ax − μ)/σ + β), entry by entry, on a simplex of 10 vectors for features of width 4."""
+    torch.manual_seed(0)
+    head = FrameHead(4, 10, logit_scale=2.0, length="free", projection=9).double()
+    assert (head.dim, head.inner_dim, head.class_vectors().shape) == (4, 9, (10, 9))
+    vectors = head.class_vectors()
+    torch.testing.assert_close(vectors @ vectors.T, (10 * torch.eye(10) - 1).double() / 9, rtol=0, atol=1e-6)
+    assert training_parameters(head) == {"projection.weight": 36, "batch_norm.weight": 9, "batch_norm.bias": 9}
+    x = features(b=12, d=4).double()
+    projected = x @ head.projection.weight.T
+    mean, sd = projected.mean(0), (projected.var(0, unbiased=False) + head.batch_norm.eps).sqrt()
+    expected = 2.0 * ((projected - mean) / sd) @ vectors.T
+    output = head(x)
+    torch.testing.assert_close(output.logits, expected)
+    assert torch.equal(output.raw, x)
+    CrossEntropy()(output, torch.arange(10).repeat(2)[:12]).backward()
+    assert head.projection.weight.grad.abs().sum() > 0
+    with pytest.raises(InputError, match="takes features of width 4, got 9"):
+        head(features(d=9))
+    with pytest.raises(InputError, match="projection must be at least 1 dimension, got 0"):
+        FrameHead(4, 10, logit_scale=1.0, projection=0)
+
+
+@pytest.mark.parametrize(
+    ("fields", "dim", "num_classes", "expected"),
+    [
+        ({}, 64, 100, None),  # by default features are taken as they are
+        ({"projection": "auto"}, 64, 100, 99),
+        ({"projection": "auto"}, 64, 65, None),  # the largest simplex that fits without
+        ({"projection": "auto"}, 64, 66, 65),
+        ({"projection": "auto"}, 64, 1025, 1024),
+        ({"projection": "auto"}, 64, 1026, None),  # dense vectors would outgrow what they are for
+        ({"projection": "auto", "geometry": "simplex"}, 4, 10, 9),
+        ({"projection": "auto", "geometry": "orthoplex"}, 6, 10, None),
+        ({"projection": "auto", "frame_order": "random"}, 6, 10, None),
+        ({"projection": "auto", "capacity": 20}, 10, 8, 19),
+    ],
+)
+def test_when_features_are_projected(fields, dim, num_classes, expected):
+    fields = resolve_method("etf-ce", fields)
+    assert projected_dim(fields, dim, num_classes) == expected
+    head = build_head(fields, dim, num_classes)
+    assert head.inner_dim == (dim if expected is None else expected)
+    assert head.frame.dim == head.inner_dim
+    assert (head.frame.geometry == "simplex") is (expected is not None or num_classes <= dim + 1)
+    assert head(features(d=dim)).logits.shape == (6, num_classes)
+
+
+def test_the_default_recipe_projects_where_it_must():
+    for method in ("etf-sqrt-la", "etf-sqrt-blend"):
+        assert projected_dim(resolve_method(method, {}), 64, 200) == 199
+        assert projected_dim(resolve_method(method, {}), 64, 10) is None
+    blended = build_head(resolve_method("etf-sqrt-blend", {}), 64, 200)
+    assert (blended.inner_dim, blended.linear.weight.shape) == (199, (200, 199))
+    assert projected_dim(resolve_method("ce", {}), 64, 200) is None
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))

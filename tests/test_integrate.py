@@ -614,6 +614,28 @@ def test_fold_against_a_loop(choice):
     np.testing.assert_allclose(model[1].bias.detach().numpy(), shift, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", ["free", "unit"])
+@torch.no_grad()
+def test_fold_of_a_head_that_projects(length):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Identity(), nn.Linear(2, 3))
+    attached = attach(model, K, class_counts=COUNTS, method="etf-la", projection="auto", length=length)
+    assert (attached.head.dim, attached.head.inner_dim) == (2, K - 1)
+    x = torch.randn(64, 2)
+    model.train()(x)  # moves BatchNorm's statistics
+    before = model.eval()(x)
+    if length == "unit":
+        exact = fold(copy.deepcopy(model), into="unit")
+        torch.testing.assert_close(exact(x), before)
+        fold(model, into="argmax")
+        assert torch.equal(model(x).argmax(1), before.argmax(1))
+    else:
+        fold(model)
+        torch.testing.assert_close(model(x), before)
+    assert type(model[1]) is nn.Linear
+    assert model[1].weight.shape == (K, 2)
+
+
 def test_a_classifier_without_bias_gets_one_only_if_needed():
     model, inputs, _ = warmed("llama", method="etf-la")
     with pytest.warns(UserWarning, match="'score' had no bias and BatchNorm needs one"):

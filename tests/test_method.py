@@ -148,6 +148,8 @@ def test_weighting_fields_belong_to_their_weightings():
         ("etf-dr", {"sibling_cosine": 0.1}, "'sibling_cosine' belongs to geometry 'tree', not to 'auto'"),
         ("ce", {"sibling_cosine": 0.1}, "'sibling_cosine' does not belong to head 'linear'"),
         ("ce", {"capacity": 20}, "'capacity' does not belong to head 'linear'"),
+        ("etf-la", {"projection": "autp"}, "unknown projection 'autp'; did you mean 'auto'"),
+        ("cosine", {"projection": "auto"}, "'projection' does not belong to head 'cosine'"),
         ("ce", {"frame_order": "apart"}, "'frame_order' does not belong to head 'linear'"),
         ("nearest-frame-dr", {"frame_order": "apart"}, "'frame_order' does not belong to head 'nearest-frame'"),
         ("nearest-frame-dr", {"geometry": "simplex"}, "'geometry' does not belong to head 'nearest-frame'"),

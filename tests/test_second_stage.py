@@ -616,6 +616,18 @@ def test_the_command(runs, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == there
 
 
+def test_a_projection_outlives_the_second_stage(runs, tmp_path):
+    """Four features for ten classes: the refitted classifier meets them as the frame did, in nine dimensions, also after it was saved."""
+    first = runs("etf-sqrt-la", width=4)
+    model, _, _, _, _, (training, _, test) = opened(first)
+    assert (model.head.dim, training.features.shape[1]) == (4, 9)
+    metrics = apply_second_stage(first, "crt-blend", tmp_path / "blend")
+    blended, _, _, _, _, (again, _, _) = opened(tmp_path / "blend")
+    assert torch.equal(again.features, training.features)
+    assert float(macro_accuracy(blended.head.logits(test.features), test.labels)) == pytest.approx(metrics["macro"])
+    assert metrics["nc3"] is not None  # class means and class vectors have one width
+
+
 def test_an_interrupted_second_stage_leaves_no_folder(runs, tmp_path, monkeypatch):
     def interrupted(*args):
         raise KeyboardInterrupt

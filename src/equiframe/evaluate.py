@@ -58,7 +58,7 @@ def collect(
     was_training = model.training
     model.eval()
     logits, labels = [torch.empty(0, model.head.num_classes)], [torch.empty(0, dtype=torch.long)]
-    kept = [torch.empty(0, model.head.dim)]
+    kept = [torch.empty(0, model.head.inner_dim)]
 
     def look() -> None:
         for images, targets in loader.ordered(batch_size):

@@ -87,6 +87,8 @@ class Head(nn.Module):
     """``forward(features (B, D)) -> HeadOutput``. A subclass says how features are normalised and logits made.
 
     Attributes:
+        dim: width D of the features that come in.
+        inner_dim: width of the features as class vectors meet them: D, or P where the head projects.
         observes: whether the head wants to see the training batches (`observe`).
         cosine_scale: the logit of cosine 1, where the head's logits are cosines times a constant; else None.
         aligner: a frame head beside this one, whose frame the loss's ``alignment`` moves the features to; or None.
@@ -101,6 +103,10 @@ class Head(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.aligner: FrameHead | None = None
+
+    @property
+    def inner_dim(self) -> int:
+        return self.dim
 
     @property
     def cosine_scale(self) -> float | None:
@@ -192,14 +198,26 @@ class LinearHead(Head):
 
 
 class _NormalisedHead(Head):
-    """The two steps before class vectors of known length: an optional BatchNorm, then a length.
+    """The steps before class vectors of known length: an optional projection, an optional BatchNorm, then a length.
 
+    ``projection=P`` is a learned linear map ``(D → P)`` without bias, for a P where a frame exists that D has no room for.
     ``norm="batch"`` is the authors' BatchNorm (affine) before normalisation. ``length="unit"`` gives every feature
     the length √E_H; ``"free"`` leaves its length to the network.
     """
 
-    def __init__(self, dim: int, num_classes: int, norm: str, length: str, e_h: float, logit_scale: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        norm: str,
+        length: str,
+        e_h: float,
+        logit_scale: float,
+        projection: int | None = None,
+    ) -> None:
         super().__init__()
+        if projection is not None and projection < 1:
+            raise InputError(f"projection must be at least 1 dimension, got {projection!r}")
         if norm not in NORMS:
             raise unknown("norm", norm, NORMS)
         if length not in LENGTHS:
@@ -210,14 +228,19 @@ class _NormalisedHead(Head):
         self.dim, self.num_classes = dim, num_classes
         self.norm, self.length = norm, length
         self.e_h, self.logit_scale = float(e_h), float(logit_scale)
-        self.batch_norm = nn.BatchNorm1d(dim) if norm == "batch" else nn.Identity()
+        self.projection = nn.Identity() if projection is None else nn.Linear(dim, projection, bias=False)
+        self.batch_norm = nn.BatchNorm1d(self.inner_dim) if norm == "batch" else nn.Identity()
+
+    @property
+    def inner_dim(self) -> int:
+        return self.projection.out_features if isinstance(self.projection, nn.Linear) else self.dim
 
     def normalise(self, features: Tensor) -> Tensor:
         if self.training and self.norm == "batch" and len(features) == 1:
             raise InputError(
                 "BatchNorm cannot normalise a training batch of one image; take two or more, or norm='none'"
             )
-        features = self.batch_norm(features)
+        features = self.batch_norm(self.projection(features))
         if self.length == "unit":
             features = math.sqrt(self.e_h) * F.normalize(features, dim=1, eps=1e-8)
         return features
@@ -244,6 +267,8 @@ class FrameHead(_NormalisedHead):
         e_h: squared length E_H of features.
         seed: of the frame's rotation (a given `Frame` has its own). The drawn frame is a buffer in the state dict, so a
             reloaded head is the saved one whatever seed the new object had.
+        projection: P: a learned linear map takes the features to P dimensions first, and the frame is drawn there. With P = K−1 it is
+            a simplex for any D, for the parameters of a linear layer (`equiframe.method.projected_dim`).
         capacity: classes for which the frame is drawn, K or more; the vectors beyond K are reserved for `add_classes`.
         order: a permutation of the frame's vectors, such as `assign` finds: class k gets vector ``order[k]``. It is a
             buffer in the state dict too.
@@ -273,20 +298,22 @@ class FrameHead(_NormalisedHead):
         e_w: float = 1.0,
         e_h: float = 1.0,
         seed: int = 0,
+        projection: int | None = None,
         capacity: int | None = None,
         order: Sequence[int] | Tensor | None = None,
     ) -> None:
-        super().__init__(dim, num_classes, norm, length, e_h, logit_scale)
+        super().__init__(dim, num_classes, norm, length, e_h, logit_scale, projection)
         if not (e_w > 0 and math.isfinite(e_w)):
             raise InputError(f"e_w must be a positive number, got {e_w!r}")
         self.e_w = float(e_w)
         vectors = num_classes if capacity is None else capacity
         if vectors < num_classes:
             raise InputError(f"capacity must be at least num_classes={num_classes}, got {capacity!r}")
-        frame = geometry if isinstance(geometry, Frame) else make_frame(vectors, dim, geometry=geometry, seed=seed)
-        if (frame.num_classes, frame.dim) != (vectors, dim):
+        within = self.inner_dim
+        frame = geometry if isinstance(geometry, Frame) else make_frame(vectors, within, geometry=geometry, seed=seed)
+        if (frame.num_classes, frame.dim) != (vectors, within):
             given = f"K={frame.num_classes} and D={frame.dim}"
-            raise InputError(f"the given frame has {given}; the head needs K={vectors} and D={dim}")
+            raise InputError(f"the given frame has {given}; the head needs K={vectors} and D={within}")
         self.frame = frame if order is None else OrderedFrame(frame, order)
         self.reserves = capacity is not None
         if self.reserves:
@@ -480,10 +507,17 @@ class AffineHead(_NormalisedHead):
     """
 
     def __init__(
-        self, dim: int, num_classes: int, *, norm: str = "none", length: str = "free", e_h: float = 1.0
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        norm: str = "none",
+        length: str = "free",
+        e_h: float = 1.0,
+        projection: int | None = None,
     ) -> None:
-        super().__init__(dim, num_classes, norm, length, e_h, logit_scale=1.0)
-        self.linear = nn.Linear(dim, num_classes)
+        super().__init__(dim, num_classes, norm, length, e_h, logit_scale=1.0, projection=projection)
+        self.linear = nn.Linear(self.inner_dim, num_classes)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -194,13 +194,15 @@ def fold(model: nn.Module, *, into: str = "linear") -> nn.Module:
         raise unknown("into", into, INTO)
     swap = _attached(model)
     head, original = swap.head, swap.original
+    projection = _projection(head)
     scale, shift, typical = _batch_norm(head)
     weight, bias = (x.double() for x in affine_map(head))
     length = math.sqrt(head.e_h) if getattr(head, "length", "free") == "unit" else None
     if length is None or into == "argmax":
         if length is not None:
             weight = weight * (length / typical)
-        new = _linear(original, weight * scale, bias + weight @ shift)
+        folded = weight * scale
+        new = _linear(original, folded if projection is None else folded @ projection, bias + weight @ shift)
         if getattr(original, "bias", new.bias) is None and new.bias is not None and swap.labels_at is not None:
             warnings.warn(
                 f"{swap.place!r} had no bias and BatchNorm needs one, which from_pretrained() would leave out: keep this model "
@@ -209,8 +211,9 @@ def fold(model: nn.Module, *, into: str = "linear") -> nn.Module:
             )
     elif into == "unit":
         flat = [nn.Flatten()] if isinstance(original, nn.Conv2d) else []
-        linear = _linear(nn.Linear(1, 1, bias=False), weight, bias)
-        new = nn.Sequential(*flat, UnitLength(length, scale, shift), linear)
+        plain = nn.Linear(1, 1, bias=False)
+        before = [] if projection is None else [_linear(plain, projection, projection.new_zeros(len(projection)))]
+        new = nn.Sequential(*flat, *before, UnitLength(length, scale, shift), _linear(plain, weight, bias))
     else:
         raise InputError(
             "this head divides each sample by its length (length='unit'), which no linear layer does: into='argmax' keeps "
@@ -573,11 +576,17 @@ def _batch_norm(head: Head) -> tuple[Tensor, Tensor, float]:
     """BatchNorm as ``scale·x + shift`` in float64, and the root mean square of its outputs' length; identity without one."""
     norm = getattr(head, "batch_norm", None)
     if not isinstance(norm, nn.BatchNorm1d):
-        one = torch.ones(head.dim, dtype=torch.float64, device=_device(head))
+        one = torch.ones(head.inner_dim, dtype=torch.float64, device=_device(head))
         return one, torch.zeros_like(one), 1.0
     weight, bias, mean, variance = (x.double() for x in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
     scale = weight / (variance + norm.eps).sqrt()
     return scale, bias - scale * mean, float((weight**2 + bias**2).sum().sqrt())
+
+
+def _projection(head: Head) -> Tensor | None:
+    """The matrix ``(P, D)`` of a head that projects features first, in float64."""
+    projection = getattr(head, "projection", None)
+    return projection.weight.detach().double() if isinstance(projection, nn.Linear) else None
 
 
 def _like(model: nn.Module, layer: nn.Module) -> Tensor:

@@ -51,7 +51,7 @@ def measure(
             )
         return outputs
 
-    size = len(card.class_names), model.head.dim
+    size = len(card.class_names), model.head.inner_dim
     statistics = ClassStatistics(*size, device=numerics.device)
     fitted_on = outputs_on("training", data.train, statistics=statistics, keep=data.val is None)
     decided = ClassStatistics(*size, within="none", class_means=statistics.class_means, device=numerics.device)

@@ -37,12 +37,22 @@ HEADS: dict[str, dict[str, object]] = {  # head → its fields and their default
     "linear": {},
     "frozen-linear": {},
     "cosine": dict(_NORMALISED),
-    "frame": {"geometry": "auto", "capacity": None, "frame_order": "given", "e_w": 1.0, **_NORMALISED},
+    "frame": {
+        "geometry": "auto",
+        "projection": "none",
+        "capacity": None,
+        "frame_order": "given",
+        "e_w": 1.0,
+        **_NORMALISED,
+    },
     "nearest-frame": {"e_w": 1.0, "frame_rate": 0.01, **_NORMALISED},
 }
 FRAME_ORDERS = ("given", "random", *SIMILAR)
 TREE_FIELDS: dict[str, object] = {"sibling_cosine": 0.5}  # of geometry tree
 ORDER_FIELDS: dict[str, object] = {"frame_order_after": 0.0}  # of the orders by similarity
+PROJECTIONS = ("none", "auto")
+PROJECTION_LIMIT = 1024
+"""The most dimensions that ``projection="auto"`` goes to: a dense simplex of 4 MB. Beyond, a frame in the features' own dimensions is the cheap one."""
 FRAME_HEADS = ("frame", "nearest-frame")
 LOSSES: dict[str, tuple[type[Loss], dict[str, object]]] = {  # loss → its class, its fields and their defaults
     "ce": (CrossEntropy, {"label_smoothing": 0.0}),
@@ -197,13 +207,21 @@ METHODS: dict[str, Method] = {
     ),
     "etf-sqrt-la": Method(
         "etf-la on classes drawn by the square root of their size: small ones are seen more often and adjusted for in full",
-        {"head": "frame", "loss": "logit-adjusted", "length": "free", "logit_scale": 1.0, "sampler": "square-root"},
+        {
+            "head": "frame",
+            "loss": "logit-adjusted",
+            "projection": "auto",
+            "length": "free",
+            "logit_scale": 1.0,
+            "sampler": "square-root",
+        },
     ),
     "etf-sqrt-blend": Method(
         "etf-sqrt-la, then crt-blend: the frame, and a linear classifier fitted to the features, for what it leaves to mend",
         {
             "head": "frame",
             "loss": "logit-adjusted",
+            "projection": "auto",
             "length": "free",
             "logit_scale": 1.0,
             "sampler": "square-root",
@@ -322,6 +340,9 @@ def _check_frame(chosen: Mapping[str, object]) -> dict[str, object]:
     order, tree = chosen.get("frame_order", "given"), chosen.get("class_tree")
     if order not in FRAME_ORDERS:
         raise unknown("frame order", str(order), FRAME_ORDERS)
+    projection = chosen.get("projection", "none")
+    if projection not in PROJECTIONS:
+        raise unknown("projection", str(projection), PROJECTIONS)
     if chosen.get("geometry") == "tree":
         if tree is None:
             raise InputError("geometry 'tree' needs class_tree, the group of each class (0,0,1,1,2)")
@@ -377,7 +398,8 @@ def build_head(fields: Mapping[str, object], dim: int, num_classes: int, *, seed
     if stage != "none":
         norm, length, e_h = (fields[name] for name in ("norm", "length", "e_h"))
         length = "unit" if stage == "ncm" else length or "free"
-        return AffineHead(dim, num_classes, norm=norm or "none", length=length, e_h=e_h or 1.0)
+        projection = projected_dim(fields, dim, num_classes)
+        return AffineHead(dim, num_classes, norm=norm or "none", length=length, e_h=e_h or 1.0, projection=projection)
     options = {name: fields.get(name, default) for name, default in HEADS[head].items()}
     tree = fields.get("class_tree")
     if tree is not None and len(tree) != num_classes:
@@ -395,15 +417,31 @@ def build_head(fields: Mapping[str, object], dim: int, num_classes: int, *, seed
     return built
 
 
+def projected_dim(fields: Mapping[str, object], dim: int, num_classes: int) -> int | None:
+    """P, the dimensions that a head with these fields projects features of width D to; None where it takes them as they are.
+
+    ``projection="auto"`` goes to K−1 dimensions, the fewest that hold a simplex of K vectors, where D holds none (K > D+1), K−1 is at most
+    `PROJECTION_LIMIT`, and neither another geometry than the simplex nor an order was asked for. K counts the vectors that ``capacity`` reserves.
+    """
+    if fields.get("projection") != "auto" or fields.get("geometry") not in ("auto", "simplex"):
+        return None
+    if fields.get("frame_order", "given") != "given":
+        return None
+    vectors = int(fields.get("capacity") or num_classes)  # type: ignore[call-overload]
+    return vectors - 1 if dim + 1 < vectors <= PROJECTION_LIMIT + 1 else None
+
+
 def _frame_head(dim: int, num_classes: int, fields: Mapping, options: dict[str, object], seed: int) -> FrameHead:
     order = options.pop("frame_order") or "given"
+    options["projection"] = projected_dim(fields, dim, num_classes)
     if options["geometry"] == "tree":
         options["geometry"] = TreeFrame(fields["class_tree"], dim, sibling_cosine=fields["sibling_cosine"], seed=seed)
     elif order != "given":
-        frame = make_frame(num_classes, dim, geometry=str(options["geometry"]), seed=seed)
+        within = options["projection"] or dim
+        frame = make_frame(num_classes, within, geometry=str(options["geometry"]), seed=seed)
         if frame.geometry == "simplex":
             raise InputError(
-                f"frame_order {order!r} makes no sense on a simplex (K={num_classes} <= D+1={dim + 1}): all its angles are equal"
+                f"frame_order {order!r} makes no sense on a simplex (K={num_classes} <= D+1={within + 1}): all its angles are equal"
             )
         generator = torch.Generator().manual_seed(seed)
         options |= {

@@ -60,7 +60,7 @@ def order_frame(model: Classifier, loader: Loader, numerics: Numerics, recipe: R
 def _class_means(loader: Loader, num_classes: int, model: Classifier | None, numerics: Numerics) -> torch.Tensor:
     """Mean over the images of each class, ``(K, D')``: of the model's features, or of the images themselves."""
     side = min(_SIDE, loader.image_size)
-    dim = 3 * side * side if model is None else model.head.dim
+    dim = 3 * side * side if model is None else model.head.inner_dim
     statistics = ClassStatistics(num_classes, dim, within="none", device=numerics.device)
 
     def look() -> None:

@@ -64,6 +64,11 @@ class Recipe:
     head: str | None = _option(None, "override the method's head")
     loss: str | None = _option(None, "override the method's loss")
     geometry: str | None = _option(None, "frame: auto, simplex, orthoplex, kerdock, gold, embedded, code, tree")
+    projection: str | None = _option(
+        None,
+        "frame: features as they are (none), or a learned linear map of them to K-1 dimensions where a simplex needs it (auto)",
+        ("none", "auto"),
+    )
     capacity: int | None = _option(None, "frame: classes that it has vectors for; those beyond the data's are reserved")
     frame_order: str | None = _option(None, "frame: which class gets which vector: given, random, apart, together")
     frame_order_after: float | None = _option(

@@ -414,7 +414,7 @@ def run_second_stage(
 def collect_features(model: Classifier, loader: Loader, numerics: Numerics, *, batch_size: int = 256) -> Features:
     """Features of all images, in order, as the head normalises them; ``model`` must be in evaluation mode."""
     like = model.head.class_vectors()
-    features, labels = [like.new_empty(0, model.head.dim)], [like.new_empty(0, dtype=torch.long)]
+    features, labels = [like.new_empty(0, model.head.inner_dim)], [like.new_empty(0, dtype=torch.long)]
 
     def look() -> None:
         for images, targets in loader.ordered(batch_size):
@@ -428,9 +428,10 @@ def collect_features(model: Classifier, loader: Loader, numerics: Numerics, *, b
 
 
 def _with_values(card: ModelCard, head: Head, weight: Tensor, bias: Tensor) -> AffineHead:
-    """The card's head with these values, and with the BatchNorm of the trained head."""
+    """The card's head with these values, and with the projection and BatchNorm of the trained head."""
     new = build_head(card.method_fields, head.dim, head.num_classes).to(weight)
     if hasattr(head, "batch_norm"):
+        new.projection.load_state_dict(head.projection.state_dict())
         new.batch_norm.load_state_dict(head.batch_norm.state_dict())
     new.linear.weight.copy_(weight)
     new.linear.bias.copy_(bias)

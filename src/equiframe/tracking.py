@@ -194,7 +194,7 @@ class Tracker:
         return record
 
     def _statistics(self, class_means: Tensor | None = None) -> ClassStatistics:
-        size = len(self.card.class_names), self.model.head.dim
+        size = len(self.card.class_names), self.model.head.inner_dim
         return ClassStatistics(*size, class_means=class_means, device=self.numerics.device)
 
     def _collect(self, loader: Loader, statistics: ClassStatistics | None, keep_features: bool = False) -> Outputs:
