@@ -277,12 +277,14 @@ def _advice(advice: dict):
     ]  # fmt: skip
     for e in advice["evidence"]:
         macro = ", ".join(f"{name} {value:.1f}" for name, value in e["macro"].items())
-        seeds = f"{counted(e['seeds'], 'seed')} or more"
+        classes = counted(e["classes"], "class", "classes")
+        setting = [f"{e['dim']} features", f"{counted(e['seeds'], 'seed')} or more"]
+        setting = setting if e["data"].startswith(classes) else [classes, *setting]
         rows.append(
             (
                 "measured",
                 _text(
-                    f"{e['data']} ({e['classes']} classes, {e['dim']} features, {seeds}): macro accuracy {macro} %",
+                    f"{e['data']} ({', '.join(setting)}): macro accuracy {macro} %",
                     "dim",
                 ),
             )
