@@ -170,10 +170,17 @@ def test_commands_name_the_data_as_it_was_asked_for():
     [
         ([100, 5], 64, "etf-sqrt-blend", True, "level with or ahead"),
         ([500, 50] * 5, 64, "etf-sqrt-blend", True, "level with or ahead"),
-        ([500, 50] * 6, 64, "etf-sqrt-blend", True, "they fit in a simplex"),
-        ([500, 5] * 100, 64, "etf-sqrt-blend", True, "more than a simplex holds (K > D+1 = 65)"),
-        ([500, 5] * 32 + [5], 64, "etf-sqrt-blend", True, "they fit in a simplex"),
-        ([500, 5] * 101, 64, "etf-sqrt-blend", False, "With more than 200 classes nothing was measured"),
+        ([500, 50] * 6, 64, "etf-sqrt-blend", False, "they fit in a simplex. On"),
+        (
+            [500, 5] * 100,
+            64,
+            "etf-sqrt-blend",
+            True,
+            "more than a simplex holds (K > D+1 = 65); the default takes the features to K-1",
+        ),
+        ([500, 5] * 32 + [5], 64, "etf-sqrt-blend", False, "they fit in a simplex. On"),
+        ([500, 5] * 101, 64, "etf-sqrt-blend", False, "Nothing like your data was measured"),
+        ([500, 5] * 600, 64, "etf-sqrt-blend", False, "(K > D+1 = 65). On"),
         ([100, 99, 90], 64, "ce", False, "nearly balanced"),
     ],
 )

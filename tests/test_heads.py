@@ -189,8 +189,6 @@ def test_a_projection_makes_room_for_a_simplex():
         ({"projection": "auto"}, 64, 1025, 1024),
         ({"projection": "auto"}, 64, 1026, None),  # dense vectors would outgrow what they are for
         ({"projection": "auto", "geometry": "simplex"}, 4, 10, 9),
-        ({"projection": "auto", "geometry": "orthoplex"}, 6, 10, None),
-        ({"projection": "auto", "frame_order": "random"}, 6, 10, None),
         ({"projection": "auto", "capacity": 20}, 10, 8, 19),
     ],
 )
@@ -208,6 +206,10 @@ def test_the_default_recipe_projects_where_it_must():
     for method in ("etf-sqrt-la", "etf-sqrt-blend"):
         assert projected_dim(resolve_method(method, {}), 64, 200) == 199
         assert projected_dim(resolve_method(method, {}), 64, 10) is None
+    for asked in ({"geometry": "orthoplex"}, {"frame_order": "random"}):  # then there is nothing to make room for
+        fields = resolve_method("etf-sqrt-la", asked)
+        assert fields["projection"] == "none"
+        assert build_head(fields, 6, 10).inner_dim == 6
     blended = build_head(resolve_method("etf-sqrt-blend", {}), 64, 200)
     assert (blended.inner_dim, blended.linear.weight.shape) == (199, (200, 199))
     assert projected_dim(resolve_method("ce", {}), 64, 200) is None

@@ -149,6 +149,12 @@ def test_weighting_fields_belong_to_their_weightings():
         ("ce", {"sibling_cosine": 0.1}, "'sibling_cosine' does not belong to head 'linear'"),
         ("ce", {"capacity": 20}, "'capacity' does not belong to head 'linear'"),
         ("etf-la", {"projection": "autp"}, "unknown projection 'autp'; did you mean 'auto'"),
+        (
+            "etf-la",
+            {"projection": "auto", "geometry": "orthoplex"},
+            "goes with geometry auto or simplex and without frame_order",
+        ),
+        ("etf-la", {"projection": "auto", "frame_order": "random"}, "makes room for a simplex"),
         ("cosine", {"projection": "auto"}, "'projection' does not belong to head 'cosine'"),
         ("ce", {"frame_order": "apart"}, "'frame_order' does not belong to head 'linear'"),
         ("nearest-frame-dr", {"frame_order": "apart"}, "'frame_order' does not belong to head 'nearest-frame'"),

@@ -153,7 +153,7 @@ class Head(nn.Module):
         return self.logits(features).argmax(1)
 
     def class_vectors(self) -> Tensor:
-        """The ``(K, D)`` class vectors w_k, for measures and pictures."""
+        """The class vectors w_k, ``(K, inner_dim)``, for measures and pictures."""
         raise NotImplementedError
 
     def class_bias(self) -> Tensor | None:
@@ -251,7 +251,7 @@ class _NormalisedHead(Head):
 
 
 class FrameHead(_NormalisedHead):
-    r"""A fixed frame as classifier: only the features learn.
+    r"""A fixed frame as classifier: only the features learn (and the projection, where there is one).
 
     .. math:: h = \sqrt{E_H}\,x/\lVert x\rVert, \quad w_k = \sqrt{E_W}\,m_k, \quad z_k = \text{logit\_scale}\,w_k^\top h
 
@@ -260,7 +260,7 @@ class FrameHead(_NormalisedHead):
         num_classes: K, the classes in use.
         logit_scale: factor from inner products to logits. It has no default on purpose: with E_W = E_H = 1 inner
             products are cosines, and for K = 100 the softmax of raw cosines cannot exceed 0.027.
-        geometry: ``auto`` (simplex if K ≤ D+1, orthoplex if K ≤ 2D, else as `choose_geometry` says), a name, or a `Frame`.
+        geometry: ``auto`` (simplex if K ≤ D+1, orthoplex if K ≤ 2D, with P for D where features are projected; else as `choose_geometry` says), a name, or a `Frame`.
         norm: ``batch`` (the authors' BatchNorm before normalisation) or ``none``.
         length: ``unit`` (features of length √E_H) or ``free``.
         e_w: squared length E_W of class vectors.
@@ -276,7 +276,7 @@ class FrameHead(_NormalisedHead):
     With a capacity, K is in the state dict (``classes_in_use``), so a head of the same capacity takes over how many
     classes are in use; logits, class vectors, losses and measures are about those alone.
 
-    Shapes: features ``(B, D)`` → `HeadOutput` with features ``(B, D)`` and logits ``(B, K)``.
+    Shapes: features ``(B, D)`` → `HeadOutput` with features ``(B, inner_dim)`` and logits ``(B, K)``.
 
     Raises:
         InputError: if no frame of that geometry exists for K and D, or an option is out of range.
@@ -367,7 +367,7 @@ class FrameHead(_NormalisedHead):
         self.frame.set_order(order)
 
     def vectors(self, targets: Tensor) -> Tensor:
-        """Class vectors ``w_c = √E_W·m_c`` of integer targets, ``(B, D)``."""
+        """Class vectors ``w_c = √E_W·m_c`` of integer targets, ``(B, inner_dim)``."""
         if self.reserves and len(targets) and int(targets.max()) >= self.num_classes:
             raise InputError(f"class {int(targets.max())} is not in use yet: call add_classes ({self.num_classes} are)")
         return math.sqrt(self.e_w) * self.frame.vectors(targets)
@@ -503,7 +503,7 @@ class CosineHead(_NormalisedHead):
 class AffineHead(_NormalisedHead):
     """``z = W h + b`` of features h that are normalised as an earlier head normalised them: what a second stage leaves.
 
-    Without ``norm`` and with free length it computes what `LinearHead` does.
+    Without ``norm`` and ``projection`` and with free length it computes what `LinearHead` does.
     """
 
     def __init__(
@@ -534,7 +534,7 @@ class AffineHead(_NormalisedHead):
 
 
 def affine_map(head: Head) -> tuple[Tensor, Tensor]:
-    """W ``(K, D)`` and b ``(K,)`` with ``head.logits(h) = W h + b``."""
+    """W ``(K, inner_dim)`` and b ``(K,)`` with ``head.logits(h) = W h + b``."""
     weight = getattr(head, "logit_scale", 1.0) * head.class_vectors().detach()
     bias = head.class_bias()
     return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach()

@@ -297,6 +297,12 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
         known["stage_tau"] = None
     if head == "frame":
         known |= _check_frame(chosen)
+        if chosen.get("projection") == "auto" and not _takes_projection(chosen):
+            if "projection" in given:
+                raise InputError(
+                    "projection 'auto' makes room for a simplex: it goes with geometry auto or simplex and without frame_order"
+                )
+            chosen["projection"] = "none"
     for name in given:
         if name not in known and any(name in fields for fields in WEIGHTING_FIELDS.values()):
             raise InputError(f"field {name!r} does not belong to class weighting {weighting!r} of method {method!r}")
@@ -417,15 +423,19 @@ def build_head(fields: Mapping[str, object], dim: int, num_classes: int, *, seed
     return built
 
 
+def _takes_projection(fields: Mapping[str, object]) -> bool:
+    """Whether these fields leave the frame a simplex, or leave open what it is."""
+    return fields.get("geometry", "auto") in ("auto", "simplex") and fields.get("frame_order", "given") == "given"
+
+
 def projected_dim(fields: Mapping[str, object], dim: int, num_classes: int) -> int | None:
     """P, the dimensions that a head with these fields projects features of width D to; None where it takes them as they are.
 
     ``projection="auto"`` goes to K−1 dimensions, the fewest that hold a simplex of K vectors, where D holds none (K > D+1), K−1 is at most
-    `PROJECTION_LIMIT`, and neither another geometry than the simplex nor an order was asked for. K counts the vectors that ``capacity`` reserves.
+    `PROJECTION_LIMIT`, and neither another geometry than the simplex nor an order was asked for. K counts the vectors that ``capacity`` reserves. Saved
+    models say ``auto``, so this rule stays as it is.
     """
-    if fields.get("projection") != "auto" or fields.get("geometry") not in ("auto", "simplex"):
-        return None
-    if fields.get("frame_order", "given") != "given":
+    if fields.get("projection") != "auto" or not _takes_projection(fields):
         return None
     vectors = int(fields.get("capacity") or num_classes)  # type: ignore[call-overload]
     return vectors - 1 if dim + 1 < vectors <= PROJECTION_LIMIT + 1 else None
@@ -437,11 +447,10 @@ def _frame_head(dim: int, num_classes: int, fields: Mapping, options: dict[str, 
     if options["geometry"] == "tree":
         options["geometry"] = TreeFrame(fields["class_tree"], dim, sibling_cosine=fields["sibling_cosine"], seed=seed)
     elif order != "given":
-        within = options["projection"] or dim
-        frame = make_frame(num_classes, within, geometry=str(options["geometry"]), seed=seed)
+        frame = make_frame(num_classes, dim, geometry=str(options["geometry"]), seed=seed)
         if frame.geometry == "simplex":
             raise InputError(
-                f"frame_order {order!r} makes no sense on a simplex (K={num_classes} <= D+1={within + 1}): all its angles are equal"
+                f"frame_order {order!r} makes no sense on a simplex (K={num_classes} <= D+1={dim + 1}): all its angles are equal"
             )
         generator = torch.Generator().manual_seed(seed)
         options |= {

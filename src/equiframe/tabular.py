@@ -46,7 +46,9 @@ class TableNetwork(nn.Module):
     def num_products(self) -> int:
         """Multiplications of one row's way through the network."""
         body = sum(layer.weight.numel() for layer in self.body if isinstance(layer, nn.Linear))
-        return body + self.head.dim * self.head.num_classes
+        head = self.head
+        projection = 0 if head.inner_dim == head.dim else head.dim * head.inner_dim
+        return body + projection + head.inner_dim * head.num_classes
 
     @torch.no_grad()
     def standardise(self, mean: Tensor, scale: Tensor) -> None:

@@ -381,6 +381,11 @@ def _in_words(chosen: dict[str, object]) -> str:
     return ", ".join(words)
 
 
+def _features(model: Classifier) -> str:
+    head = model.head
+    return f"{head.dim} features" + (f", projected to {head.inner_dim}" if head.inner_dim != head.dim else "")
+
+
 def _describe(
     card: ModelCard, model: Classifier, trainable: dict[str, int], numerics: Numerics, recipe: Recipe
 ) -> list[str]:
@@ -400,7 +405,7 @@ def _describe(
     ]
     tried = "; tried " + ", ".join(f"{k}: {v:g} img/s" for k, v in numerics.trial.items()) if numerics.trial else ""
     return [
-        f"method: {card.method} on {card.backbone}, {model.head.dim} features; trains {sum(trainable.values()):,} "
+        f"method: {card.method} on {card.backbone}, {_features(model)}; trains {sum(trainable.values()):,} "
         f"parameters, in the head: {in_head}"
         + ("" if recipe.sampler == "instance" else f"; classes drawn by {recipe.sampler} sampling"),
         f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{', compiled' if numerics.compile else ''}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from equiframe.method import projected_dim, resolve_method
 from equiframe.words import counted
 
 
@@ -60,21 +61,19 @@ def advise(counts: Sequence[int], dim: int, data: str = "DATA") -> dict[str, obj
     elif num_classes <= FEW_CLASSES:
         method, decided = "etf-sqrt-blend", True
         why = (
-            "For 10 classes a fixed frame with logit adjustment and small classes drawn more often (etf-sqrt-blend) was level with or ahead of "
+            "For up to 10 classes a fixed frame with logit adjustment and small classes drawn more often (etf-sqrt-blend) was level with or ahead of "
             "everything else, and far ahead of plain cross-entropy (two data sets; small networks, short schedules). Much of that is the sampling: "
             "whether the same on a learnable classifier (sqrt-blend) does as well is not decided."
         )
     else:
-        method, decided = "etf-sqrt-blend", num_classes <= MOST_CLASSES
+        projects = projected_dim(resolve_method("etf-sqrt-blend", {}), dim, num_classes) is not None
+        method, decided = "etf-sqrt-blend", projects and num_classes <= MOST_CLASSES
         fits = "they fit in a simplex" if num_classes <= dim + 1 else f"more than a simplex holds (K > D+1 = {dim + 1})"
+        fits += "; the default takes the features to K-1 dimensions first" if projects else ""
         why = (
-            f"{num_classes:,} classes, {dim} features: {fits}. On 100 and 200 classes of one collection of images (a small network, short schedules) the default, "
-            "which takes such features to K-1 dimensions first, was ahead of the best method of the field that was run (crt-adjusted: a linear layer fitted anew)."
-            + (
-                ""
-                if decided
-                else f" With more than {MOST_CLASSES} classes nothing was measured, so the evidence does not decide."
-            )
+            f"{num_classes:,} classes, {dim} features: {fits}. On 100 and 200 classes of one collection of images, with 64 features (a small network, "
+            "short schedules), the default was ahead of the best method of the field that was run (crt-adjusted: a linear layer fitted anew)."
+            + ("" if decided else " Nothing like your data was measured, so the evidence does not decide.")
         )
     others = "ce,crt-adjusted,balanced-softmax,sqrt-blend,etf-crt,etf-sqrt-la,etf-sqrt-blend"
     commands = [f"equiframe train {data} --method {method}"] if decided else []
