@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -118,6 +119,14 @@ class Method:
 
 
 _LDAM = {"head": "cosine", "loss": "ldam", "norm": "none", "logit_scale": 30.0}
+_ETF_SQRT_LA = {
+    "head": "frame",
+    "loss": "logit-adjusted",
+    "projection": "auto",
+    "length": "free",
+    "logit_scale": 1.0,
+    "sampler": "square-root",
+}
 METHODS: dict[str, Method] = {
     "ce": Method("learnable linear classifier, cross-entropy", {"head": "linear", "loss": "ce"}),
     "frozen-random": Method(
@@ -207,26 +216,11 @@ METHODS: dict[str, Method] = {
     ),
     "etf-sqrt-la": Method(
         "etf-la on classes drawn by the square root of their size: small ones are seen more often and adjusted for in full",
-        {
-            "head": "frame",
-            "loss": "logit-adjusted",
-            "projection": "auto",
-            "length": "free",
-            "logit_scale": 1.0,
-            "sampler": "square-root",
-        },
+        _ETF_SQRT_LA,
     ),
     "etf-sqrt-blend": Method(
         "etf-sqrt-la, then crt-blend: the frame, and a linear classifier fitted to the features, for what it leaves to mend",
-        {
-            "head": "frame",
-            "loss": "logit-adjusted",
-            "projection": "auto",
-            "length": "free",
-            "logit_scale": 1.0,
-            "sampler": "square-root",
-            "second_stage": "crt-blend",
-        },
+        {**_ETF_SQRT_LA, "second_stage": "crt-blend"},
     ),
     "etf-sampled-ce": Method(
         "fixed frame, cross-entropy on sampled classes (for very many)",
@@ -437,7 +431,7 @@ def projected_dim(fields: Mapping[str, object], dim: int, num_classes: int) -> i
     """
     if fields.get("projection") != "auto" or not _takes_projection(fields):
         return None
-    vectors = int(fields.get("capacity") or num_classes)  # type: ignore[call-overload]
+    vectors = cast(int, fields.get("capacity") or num_classes)
     return vectors - 1 if dim + 1 < vectors <= PROJECTION_LIMIT + 1 else None
 
 
