@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import signal
 import statistics
 
 import pytest
 
+from equiframe.cli import main
 from equiframe.compare import COLUMNS, Summary, compare, markdown_table, summarise
 from equiframe.errors import InputError
 from equiframe.runs import RunFolder
@@ -82,6 +84,15 @@ def test_the_markdown_table(grid):
         assert line.count("|") == lines[0].count("|")
 
 
+def test_a_second_stage_beside_a_cell_is_no_cell(grid, tmp_path):
+    recipe, out, content, _ = grid
+    shutil.copytree(out, tmp_path / "grid")
+    assert main(["second-stage", str(tmp_path / "grid/ce/seed-0"), "--stage", "crt", "--quiet"]) == 0
+    assert (tmp_path / "grid/ce/seed-0-crt/metrics.json").is_file()
+    again = compare(recipe, METHODS, SEEDS, tmp_path / "grid", on_cell=lambda *cell: pytest.fail("trained again"))
+    assert again["summary"] == content["summary"]
+
+
 def test_finished_cells_are_kept(grid):
     recipe, out, content, _ = grid
     before = files(out)
@@ -91,8 +102,6 @@ def test_finished_cells_are_kept(grid):
 
 
 def test_more_methods_and_seeds_join(grid, tmp_path):
-    import shutil
-
     recipe, out, _, _ = grid
     shutil.copytree(out, tmp_path / "grid")
     before, cells = files(tmp_path / "grid"), []

@@ -185,9 +185,10 @@ def _tune(
 
 
 def _earlier_cells(out: Path) -> dict[tuple[Variant, int], RunFolder]:
-    """(variant, seed) → folder of all cells that a comparison's folder holds."""
+    """(variant, seed) → folder of all cells that a comparison's folder holds; what else lies beside one (``seed-0-crt``, a second stage's run) is none."""
     found = [path.parent for path in sorted(out.glob("*/seed-*/recipe.yaml"))]
-    return {(Variant.from_folder(p.parent.name), int(p.name.removeprefix("seed-"))): RunFolder(p) for p in found}
+    cells = [(p, p.name.removeprefix("seed-")) for p in found]
+    return {(Variant.from_folder(p.parent.name), int(n)): RunFolder(p) for p, n in cells if n.isdecimal()}
 
 
 def _check_folder(out: Path) -> None:
