@@ -214,6 +214,11 @@ CASES = {
     ),
     "sampler": (digits("--sampler", "balanced"), "unknown sampler 'balanced'; did you mean 'class-balanced'?"),
     "negative cutmix": (digits("--cutmix", "-1"), "cutmix must not be negative, got -1"),
+    "mixing that never begins": (
+        digits("--mixup", "1", "--mix-until", "0"),
+        "mix_until must be above 0 and at most 1, got 0",
+    ),
+    "end of no mixing": (digits("--mix-until", "0.8", "--mixup", "0"), "it needs mixup or cutmix above 0"),
     "remix of nothing": (digits("--remix", "--mixup", "0"), "it needs mixup or cutmix above 0"),
     "field of another head": (digits("--e-w", "2"), "field 'e_w' does not belong to head 'linear'"),
     "frame of length 0": (digits("--method", "etf-ce", "--width", "9", "--e-w", "0"), "e_w must be a positive number"),

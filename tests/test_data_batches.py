@@ -365,6 +365,23 @@ def test_remix_knows_the_counts_of_the_training_images():
         torch.testing.assert_close(after.share[majority_first], torch.full((int(majority_first.sum()),), expected))
 
 
+def test_mixing_ends_where_it_should():
+    """0.7 of two epochs of 5 batches: the first seven are those that mix throughout, the rest those that never do."""
+    images = ImageSet(np.repeat([0, 1], [40, 10]), [f"{i}" for i in range(50)], pixels_of(50))
+
+    def batches(**options):
+        made = loader(images, batch_size=10, epochs=2, **options)
+        return [*made.epoch(0), *made.epoch(1)]
+
+    ended, throughout, never = batches(mixup=1.0, mix_until=0.7), batches(mixup=1.0), batches()
+    for i, (x, targets) in enumerate(ended):
+        assert torch.equal(x, (throughout if i < 7 else never)[i].images), i
+        assert isinstance(targets, MixedTargets) == (i < 7), i
+    assert not torch.equal(throughout[8].images, never[8].images)
+    resumed = loader(images, batch_size=10, epochs=2, mixup=1.0, mix_until=0.7).epoch(1, 1)
+    assert all(torch.equal(x, ended[6 + i].images) for i, (x, _) in enumerate(resumed))
+
+
 def test_centre_crop_is_the_usual_view_of_large_images():
     image = picture(0, 0, (50, 40))
     seen = fit_square(image, 28, 0.875)

@@ -181,8 +181,9 @@ def test_heads_and_losses_with_a_state_continue_to_the_bit(tiny, tmp_path, field
             "remix": True,
             "augmentation": "crop+randaugment+cutout",
         },
+        {"mixup": 1.0, "mix_until": 0.7},
     ],
-    ids=["ema", "sam", "adamw+both", "sampler+mixing+augmentation"],
+    ids=["ema", "sam", "adamw+both", "sampler+mixing+augmentation", "mixing that ends"],
 )
 def test_every_way_to_train_continues_to_the_bit(tiny, tmp_path, fields):
     recipe = tiny(epochs=2, **fields)

@@ -184,6 +184,10 @@ METHODS: dict[str, Method] = {
         "learnable linear classifier, logit-adjusted cross-entropy (Menon 2021)",
         {"head": "linear", "loss": "logit-adjusted"},
     ),
+    "cosine-la": Method(
+        "learnable class vectors of length 1, logit-adjusted cross-entropy; BatchNorm, free feature length",
+        {"head": "cosine", "loss": "logit-adjusted", "length": "free", "logit_scale": 1.0},
+    ),
     "sqrt-la": Method(
         "logit-adjusted on classes drawn by the square root of their size (Mahajan 2018)",
         {"head": "linear", "loss": "logit-adjusted", "sampler": "square-root"},

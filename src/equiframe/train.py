@@ -147,8 +147,8 @@ def _train(
 
     loader = make_loader(
         data.train, card, numerics, recipe, augmentation=recipe.augmentation, mixup=recipe.mixup, cutmix=recipe.cutmix,
-        remix=recipe.remix, sampler=recipe.sampler, epochs=recipe.epochs, seed=recipe.seed, draft=recipe.draft,
-        accumulate=recipe.accumulate,
+        remix=recipe.remix, mix_until=recipe.mix_until, sampler=recipe.sampler, epochs=recipe.epochs, seed=recipe.seed,
+        draft=recipe.draft, accumulate=recipe.accumulate,
     )  # fmt: skip
     loader.check_parts()
     observed = model

@@ -75,7 +75,7 @@ def advise(counts: Sequence[int], dim: int, data: str = "DATA") -> dict[str, obj
             "short schedules), the default was ahead of a linear layer fitted anew to the features of plain cross-entropy (crt-adjusted)."
             + ("" if decided else " Nothing like your data was measured, so the evidence does not decide.")
         )
-    others = "ce,crt-adjusted,balanced-softmax,sqrt-blend,etf-crt,etf-sqrt-la,etf-sqrt-blend"
+    others = "ce,crt-adjusted,balanced-softmax,cosine-la,sqrt-blend,etf-crt,etf-sqrt-la,etf-sqrt-blend"
     commands = [f"equiframe train {data} --method {method}"] if decided else []
     commands.append(f"equiframe compare {data} --methods {others} --seeds 0,1,2")
     return {
