@@ -202,6 +202,22 @@ def test_when_features_are_projected(fields, dim, num_classes, expected):
     assert head(features(d=dim)).logits.shape == (6, num_classes)
 
 
+def test_learnable_vectors_take_the_same_projection():
+    """`--head cosine` in the default recipe changes the class vectors alone: they learn, and start elsewhere."""
+    torch.manual_seed(0)
+    head = build_head(resolve_method("etf-sqrt-la", {"head": "cosine"}), 4, 10)
+    assert isinstance(head, CosineHead)
+    trains = {"projection.weight": 36, "batch_norm.weight": 9, "batch_norm.bias": 9, "weight": 90}
+    assert training_parameters(head) == trains
+    frame = build_head(resolve_method("etf-sqrt-la", {}), 4, 10)
+    frame.projection.load_state_dict(head.projection.state_dict())
+    x = features(b=12, d=4)
+    torch.testing.assert_close(frame(x).features, head(x).features)
+    torch.testing.assert_close(head(x).logits, head(x).features @ head.class_vectors().T)
+    torch.testing.assert_close(head.class_vectors().norm(dim=1), torch.ones(10))
+    assert build_head(resolve_method("cosine-la", {}), 4, 10).inner_dim == 4
+
+
 def test_the_default_recipe_projects_where_it_must():
     for method in ("etf-sqrt-la", "etf-sqrt-blend"):
         assert projected_dim(resolve_method(method, {}), 64, 200) == 199

@@ -615,11 +615,12 @@ def test_fold_against_a_loop(choice):
 
 
 @pytest.mark.parametrize("length", ["free", "unit"])
+@pytest.mark.parametrize("method", ["etf-la", "cosine-la"])
 @torch.no_grad()
-def test_fold_of_a_head_that_projects(length):
+def test_fold_of_a_head_that_projects(method, length):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Identity(), nn.Linear(2, 3))
-    attached = attach(model, K, class_counts=COUNTS, method="etf-la", projection="auto", length=length)
+    attached = attach(model, K, class_counts=COUNTS, method=method, projection="auto", length=length)
     assert (attached.head.dim, attached.head.inner_dim) == (2, K - 1)
     x = torch.randn(64, 2)
     model.train()(x)  # moves BatchNorm's statistics

@@ -155,7 +155,7 @@ def test_weighting_fields_belong_to_their_weightings():
             "goes with geometry auto or simplex and without frame_order",
         ),
         ("etf-la", {"projection": "auto", "frame_order": "random"}, "makes room for a simplex"),
-        ("cosine", {"projection": "auto"}, "'projection' does not belong to head 'cosine'"),
+        ("ce", {"projection": "auto"}, "'projection' does not belong to head 'linear'"),
         ("ce", {"frame_order": "apart"}, "'frame_order' does not belong to head 'linear'"),
         ("nearest-frame-dr", {"frame_order": "apart"}, "'frame_order' does not belong to head 'nearest-frame'"),
         ("nearest-frame-dr", {"geometry": "simplex"}, "'geometry' does not belong to head 'nearest-frame'"),

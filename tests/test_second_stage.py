@@ -616,9 +616,10 @@ def test_the_command(runs, tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == there
 
 
-def test_a_projection_outlives_the_second_stage(runs, tmp_path):
-    """Four features for ten classes: the refitted classifier meets them as the frame did, in nine dimensions, also after it was saved."""
-    first = runs("etf-sqrt-la", width=4)
+@pytest.mark.parametrize("head", ["frame", "cosine"])
+def test_a_projection_outlives_the_second_stage(head, runs, tmp_path):
+    """Four features for ten classes: the refitted classifier meets them as the trained one did, in nine dimensions, also after it was saved."""
+    first = runs("etf-sqrt-la", width=4, head=head)
     model, _, _, _, _, (training, _, test) = opened(first)
     assert (model.head.dim, training.features.shape[1]) == (4, 9)
     metrics = apply_second_stage(first, "crt-blend", tmp_path / "blend")

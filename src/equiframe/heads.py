@@ -473,7 +473,10 @@ class NearestFrameHead(FrameHead):
 
 
 class CosineHead(_NormalisedHead):
-    """Learnable unit class vectors: ``z_k = logit_scale · √E_H · cos(h, w_k)`` (with ``length="unit"``)."""
+    """Learnable unit class vectors: ``z_k = logit_scale · √E_H · cos(h, w_k)`` (with ``length="unit"``).
+
+    With a ``projection`` P they lie in the P dimensions that a learned linear map takes the features to, as those of a `FrameHead` do.
+    """
 
     def __init__(
         self,
@@ -484,9 +487,10 @@ class CosineHead(_NormalisedHead):
         norm: str = "batch",
         length: str = "unit",
         e_h: float = 1.0,
+        projection: int | None = None,
     ) -> None:
-        super().__init__(dim, num_classes, norm, length, e_h, logit_scale)
-        self.weight = nn.Parameter(torch.empty(num_classes, dim))
+        super().__init__(dim, num_classes, norm, length, e_h, logit_scale, projection)
+        self.weight = nn.Parameter(torch.empty(num_classes, self.inner_dim))
         nn.init.kaiming_normal_(self.weight)
 
     @property

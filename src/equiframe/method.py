@@ -37,7 +37,7 @@ _NORMALISED = {"norm": "batch", "length": "unit", "logit_scale": 16.0, "e_h": 1.
 HEADS: dict[str, dict[str, object]] = {  # head → its fields and their defaults
     "linear": {},
     "frozen-linear": {},
-    "cosine": dict(_NORMALISED),
+    "cosine": {"projection": "none", **_NORMALISED},
     "frame": {
         "geometry": "auto",
         "projection": "none",
@@ -293,9 +293,12 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
     known = {**HEADS[head], **LOSSES[loss][1], **_EVERY_LOSS, **WEIGHTING_FIELDS[weighting], **_EVERY_METHOD}
     if chosen.get("second_stage") in STAGES_WITH_TAU:
         known["stage_tau"] = None
+    projection = str(chosen.get("projection", "none"))
+    if projection not in PROJECTIONS:
+        raise unknown("projection", projection, PROJECTIONS)
     if head == "frame":
         known |= _check_frame(chosen)
-        if chosen.get("projection") == "auto" and not _takes_projection(chosen):
+        if projection == "auto" and not _takes_projection(chosen):
             if "projection" in given:
                 raise InputError(
                     "projection 'auto' makes room for a simplex: it goes with geometry auto or simplex and without frame_order"
@@ -344,9 +347,6 @@ def _check_frame(chosen: Mapping[str, object]) -> dict[str, object]:
     order, tree = chosen.get("frame_order", "given"), chosen.get("class_tree")
     if order not in FRAME_ORDERS:
         raise unknown("frame order", str(order), FRAME_ORDERS)
-    projection = chosen.get("projection", "none")
-    if projection not in PROJECTIONS:
-        raise unknown("projection", str(projection), PROJECTIONS)
     if chosen.get("geometry") == "tree":
         if tree is None:
             raise InputError("geometry 'tree' needs class_tree, the group of each class (0,0,1,1,2)")
@@ -405,6 +405,8 @@ def build_head(fields: Mapping[str, object], dim: int, num_classes: int, *, seed
         projection = projected_dim(fields, dim, num_classes)
         return AffineHead(dim, num_classes, norm=norm or "none", length=length, e_h=e_h or 1.0, projection=projection)
     options = {name: fields.get(name, default) for name, default in HEADS[head].items()}
+    if "projection" in options:
+        options["projection"] = projected_dim(fields, dim, num_classes)
     tree = fields.get("class_tree")
     if tree is not None and len(tree) != num_classes:
         raise InputError(f"class_tree names the group of {len(tree)} classes, the data have {num_classes}")
@@ -422,8 +424,8 @@ def build_head(fields: Mapping[str, object], dim: int, num_classes: int, *, seed
 
 
 def _takes_projection(fields: Mapping[str, object]) -> bool:
-    """Whether these fields leave the frame a simplex, or leave open what it is."""
-    return fields.get("geometry", "auto") in ("auto", "simplex") and fields.get("frame_order", "given") == "given"
+    """Whether these fields leave the frame a simplex, or leave open what it is, or make none."""
+    return fields.get("geometry") in (None, "auto", "simplex") and fields.get("frame_order") in (None, "given")
 
 
 def projected_dim(fields: Mapping[str, object], dim: int, num_classes: int) -> int | None:
@@ -441,7 +443,6 @@ def projected_dim(fields: Mapping[str, object], dim: int, num_classes: int) -> i
 
 def _frame_head(dim: int, num_classes: int, fields: Mapping, options: dict[str, object], seed: int) -> FrameHead:
     order = options.pop("frame_order") or "given"
-    options["projection"] = projected_dim(fields, dim, num_classes)
     if options["geometry"] == "tree":
         options["geometry"] = TreeFrame(fields["class_tree"], dim, sibling_cosine=fields["sibling_cosine"], seed=seed)
     elif order != "given":

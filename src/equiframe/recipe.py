@@ -67,7 +67,7 @@ class Recipe:
     geometry: str | None = _option(None, "frame: auto, simplex, orthoplex, kerdock, gold, embedded, code, tree")
     projection: str | None = _option(
         None,
-        "frame: features as they are (none), or a learned linear map of them to K-1 dimensions where a simplex needs it (auto)",
+        "frame, cosine: features as they are (none), or a learned linear map of them to K-1 dimensions where a simplex needs it (auto)",
         ("none", "auto"),
     )
     capacity: int | None = _option(None, "frame: classes that it has vectors for; those beyond the data's are reserved")
