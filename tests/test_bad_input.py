@@ -218,6 +218,10 @@ CASES = {
         digits("--mixup", "1", "--mix-until", "0"),
         "mix_until must be above 0 and at most 1, got 0",
     ),
+    "share of no mixing": (
+        digits("--mix-share", "known", "--mixup", "0"),
+        "mix_share says how many batches are mixed; it needs",
+    ),
     "end of no mixing": (digits("--mix-until", "0.8", "--mixup", "0"), "it needs mixup or cutmix above 0"),
     "remix of nothing": (digits("--remix", "--mixup", "0"), "it needs mixup or cutmix above 0"),
     "field of another head": (digits("--e-w", "2"), "field 'e_w' does not belong to head 'linear'"),

@@ -19,6 +19,7 @@ from equiframe.backbones import make_backbone
 from equiframe.data.prepare import prepare_data
 from equiframe.errors import InputError
 from equiframe.loop import learning_rate
+from equiframe.losses import Loss
 from equiframe.measure import evaluate_run
 from equiframe.method import METHODS
 from equiframe.model import build_classifier, load_classifier
@@ -182,16 +183,47 @@ def test_heads_and_losses_with_a_state_continue_to_the_bit(tiny, tmp_path, field
             "augmentation": "crop+randaugment+cutout",
         },
         {"mixup": 1.0, "mix_until": 0.7},
+        {"mixup": 1.0, "mix_share": "known", "epochs": 3, "sam": 0.05},
     ],
-    ids=["ema", "sam", "adamw+both", "sampler+mixing+augmentation", "mixing that ends"],
+    ids=["ema", "sam", "adamw+both", "sampler+mixing+augmentation", "mixing that ends", "mixing of what is known"],
 )
 def test_every_way_to_train_continues_to_the_bit(tiny, tmp_path, fields):
-    recipe = tiny(epochs=2, **fields)
+    recipe = tiny(**{"epochs": 2, **fields})
     train(recipe, tmp_path / "whole")
     with pytest.raises(Interrupted):
         train(recipe, tmp_path / "run", progress=stop_at(1, 10))
     train(recipe, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_as_many_batches_are_mixed_as_the_network_knows(tiny, tmp_path):
+    """Epoch by epoch the share is that of the images of unmixed batches that were right in the epoch before, counted here from what the loss sees."""
+    looked: list[tuple[int, int] | None] = []  # of each step: right and seen, or None of a mixed one
+
+    def look(module, arguments, result):
+        if isinstance(module, Loss):
+            output, targets = arguments[:2]
+            plain = isinstance(targets, torch.Tensor)
+            looked.append((int((output.logits.argmax(1) == targets).sum()), len(targets)) if plain else None)
+
+    recipe = tiny(epochs=6, batch_size=16)
+    train(recipe, tmp_path / "never")
+    hook = torch.nn.modules.module.register_module_forward_hook(look)
+    try:
+        train(recipe.with_(mixup=1.0, mix_share="known", mix_until=0.8), tmp_path / "run")
+    finally:
+        hook.remove()
+    history, never = (RunFolder(tmp_path / name).history() for name in ("run", "never"))
+    assert history[0]["mix_share"] == 0
+    assert history[0]["loss"] == never[0]["loss"], "nothing is known yet, so nothing is mixed"
+    steps = len(looked) // 6
+    epochs = [looked[i * steps : (i + 1) * steps] for i in range(6)]
+    for epoch, following in zip(epochs, history[1:], strict=False):
+        plain = [step for step in epoch if step is not None]
+        assert following["mix_share"] == pytest.approx(sum(r for r, _ in plain) / sum(n for _, n in plain))
+    mixed = [step is None for epoch in epochs[1:5] for step in epoch]
+    assert 0 < sum(mixed) < len(mixed)
+    assert all(step is not None for step in epochs[5])
 
 
 def test_deferred_weighting_begins_at_its_epoch(tiny, tmp_path):

@@ -76,6 +76,11 @@ class Trainer:
     seconds: float = 0.0  # of the epoch's steps so far
     profiler: StepProfiler | None = None
     skipped: list[dict] = field(default_factory=list)  # steps of the epoch that were left out, as in `Diverged.record`
+    known: float = (
+        0.0  # share of the images of batches that were not mixed that the network had right, of the epoch before
+    )
+    right: float = 0.0  # of this process's such images of the epoch so far
+    seen: float = 0  # how many those are
 
     def __post_init__(self) -> None:
         self.world = self.numerics.world
@@ -113,6 +118,8 @@ class Trainer:
         device, steps = self.numerics.device, self.loader.steps
         if self.profiler is not None:
             self.profiler.begin(steps - self.step)
+        if self.recipe.mix_share == "known":
+            self.loader.mix_share = self.known
         pending: list[Tensor] = []  # steps not yet looked at: a GPU is not made to wait at each
         started = time.perf_counter()  # the making of batches counts, telling and saving do not
         for parts in self.world.steps(self.loader.parts(self.epoch, self.step)):
@@ -143,8 +150,16 @@ class Trainer:
         }
         if self.skipped:
             record["skipped"] = self.skipped
+        if self.recipe.mix_share == "known":
+            record["mix_share"] = self.known
+            right, seen = self._looked_up()
+            self.known, self.right, self.seen = right / seen if seen else self.known, 0.0, 0
         self.epoch, self.step, self.loss_sum, self.seconds, self.skipped = self.epoch + 1, 0, 0.0, 0.0, []
         return record
+
+    def _looked_up(self) -> list[float]:
+        """`right` and `seen` of all processes."""
+        return self.world.add_(torch.tensor([float(self.right), self.seen], dtype=torch.float64)).tolist()
 
     def train_step(self, parts: list[Part], lr: float) -> Tensor:
         """One step of gradient descent on this process's parts of a step's images; returns their share of its loss, detached.
@@ -157,8 +172,10 @@ class Trainer:
         loss = self._gradients(parts)
         if self.recipe.sam:
             here = at_sharpest_point(self.model.parameters(), self.recipe.sam, self.world)
+            before_it = self.right, self.seen
             with here, fixed_statistics(self.model):
                 self._gradients(parts)
+            self.right, self.seen = before_it
         with phase("optimiser"):
             good = not skip or not self.world.any(not math.isfinite(loss + self._largest_gradient()))
             if self.scaler is not None:
@@ -187,7 +204,11 @@ class Trainer:
             with phase("features"), self.numerics.autocast():
                 features = self.backbone(part.images)
             with phase("head and loss"):
-                loss = part.share * self.criterion(self.head(features), part.targets, part.together)
+                output = self.head(features)
+                loss = part.share * self.criterion(output, part.targets, part.together)
+            if self.recipe.mix_share == "known" and isinstance(part.targets, Tensor):
+                self.right = self.right + (output.logits.detach().argmax(1) == part.targets).sum()
+                self.seen += len(part.targets)
             with phase("backward"):
                 total = self.world.size * loss  # DistributedDataParallel takes the mean
                 (total if self.scaler is None else self.scaler.scale(total)).backward()
@@ -261,7 +282,10 @@ class Trainer:
             "average": None if self.average is None else self.average.state(),
             "optimizer": tree_map(put_together, self.optimizer.state_dict()),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "progress": {name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "seconds", "skipped")},
+            "progress": {
+                **{name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "seconds", "skipped", "known")},
+                **dict(zip(("right", "seen"), self._looked_up(), strict=True)),
+            },
             "rng": rng,
             "cuda_rng": cuda_rng,
             "rng_of_others": others,
@@ -285,6 +309,8 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         for name, value in state["progress"].items():
             setattr(self, name, value)
+        if not self.world.leads:  # the first goes on with the counts of all
+            self.right, self.seen = 0.0, 0
         generators = [(state["rng"], state["cuda_rng"]), *state.get("rng_of_others", ())]
         if self.world.rank >= len(generators):  # there were fewer processes then
             self.world.own_generator(self.recipe.seed, self.epoch, self.step)

@@ -44,6 +44,11 @@ class Recipe:
     mixup: float = _option(0.0, "mixup's alpha, such as 1; 0: off")
     cutmix: float = _option(0.0, "cutmix's alpha; 0: off. With mixup, each batch takes one of the two")
     remix: bool = _option(False, "targets of mixed images favour the smaller class (Chou 2020)")
+    mix_share: str = _option(
+        "all",
+        "mix all batches, or as large a share of them as the network had right of those not mixed in the epoch before (known)",
+        ("all", "known"),
+    )
     mix_until: float = _option(1.0, "mix for this share of the run; 0.8: until the learning rate falls (He 2019)")
     sampler: str | None = _option(
         None,
@@ -199,8 +204,12 @@ class Recipe:
             raise InputError("remix changes the targets of mixed images; it needs mixup or cutmix above 0")
         if not 0 < self.mix_until <= 1:
             raise InputError(f"mix_until must be above 0 and at most 1, got {self.mix_until}")
-        if self.mix_until < 1 and not self.mixup and not self.cutmix:
-            raise InputError("mix_until ends the mixing of images; it needs mixup or cutmix above 0")
+        for name, off, does in (
+            ("mix_until", 1.0, "ends the mixing of images"),
+            ("mix_share", "all", "says how many batches are mixed"),
+        ):
+            if getattr(self, name) != off and not self.mixup and not self.cutmix:
+                raise InputError(f"{name} {does}; it needs mixup or cutmix above 0")
         if not 0.1 <= self.centre_crop <= 1:
             raise InputError(f"centre_crop must be between 0.1 and 1, got {self.centre_crop}")
         if self.precision == "float16" and self.sam:

@@ -110,7 +110,8 @@ class Loader:
         batch_size: images of a training step, of all processes together. Steps are all of this size (an incomplete last one is
             left out: its images come up in other epochs); smaller only if the whole set is.
         augmentation: parts as in `equiframe.data.augment`; ``auto`` is settled before.
-        mixup, cutmix, remix: how training batches are mixed (`equiframe.data.mixing`), in the first ``mix_until`` of the run's ``epochs``.
+        mixup, cutmix, remix: how training batches are mixed (`equiframe.data.mixing`), in the first ``mix_until`` of the run's ``epochs``;
+            the attribute ``mix_share``, 1 at first, is the probability that a batch is.
         sampler: which images make an epoch (`equiframe.samplers`); ``progressive`` needs ``epochs``, too.
         centre_crop: share of the shorter side that streamed images keep where no random box is drawn.
         draft: decode JPEGs at 1/2, 1/4 or 1/8 where a random box keeps twice the side of the image that is made of it.
@@ -146,7 +147,7 @@ class Loader:
         self.images, self.image_size, self.device = images, image_size, device
         self.batch_size = min(batch_size, len(images))
         self.memory_format, self.augmentation = memory_format, parse_augmentation(augmentation)
-        self.mixing, self.mix_until = {"mixup": mixup, "cutmix": cutmix}, mix_until
+        self.mixing, self.mix_until, self.mix_share = {"mixup": mixup, "cutmix": cutmix}, mix_until, 1.0
         self.remix_counts = torch.from_numpy(np.bincount(images.labels)).to(device) if remix else None
         self.world, self.accumulate = world, accumulate
         self.sampler, self.epochs = sampler, epochs
@@ -210,13 +211,15 @@ class Loader:
             random = np.random.default_rng(seed)
             chunk = order[step * count : (step + 1) * count]
             drawn = draw(self.augmentation, count, size, random)
-            mixing = draw_mixing(count, size, random, **self.mixing) if self._mixes(epoch, step) else None
+            mixing = draw_mixing(count, size, random, **self.mixing) if self._mixes(epoch, step, random) else None
             for piece in range(self.world.rank, pieces, self.world.size):
                 rows = np.arange(count)[piece::pieces]
                 needed = rows if mixing is None else np.union1d(rows, mixing.order[rows])
                 yield _Wanted(chunk[needed], seed, of_rows(drawn, needed), mixing, chunk, rows)
 
-    def _mixes(self, epoch: int, step: int) -> bool:
+    def _mixes(self, epoch: int, step: int, random: np.random.Generator) -> bool:
+        if self.mix_share < 1 and random.random() >= self.mix_share:
+            return False
         return self.mix_until == 1 or (epoch + step / self.steps) / self.epochs < self.mix_until
 
     def _part(self, wanted: _Wanted, pixels: Tensor) -> Part:
