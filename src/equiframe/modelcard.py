@@ -27,8 +27,8 @@ FITTED_ON = {  # temperature_from → the images
 }
 CLASSES_SHOWN = 40  # of more classes, the smallest
 TRAINED_WITH = (
-    "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "augmentation", "mixup", "cutmix", "sampler", "ema", "sam",
-    "pretrained", "imbalance", "validation", "seed",
+    "epochs", "batch_size", "optimizer", "lr", "schedule", "weight_decay", "augmentation", "mixup", "cutmix", "mix_share", "mix_until",
+    "sampler", "ema", "sam", "pretrained", "imbalance", "validation", "seed",
 )  # fmt: skip
 
 
@@ -168,7 +168,9 @@ def _data(description: Mapping, metrics: Mapping | None, data: str | None, count
 
 
 def _training(description: Mapping, recipe: Mapping) -> str:
-    fields = {key: recipe[key] for key in TRAINED_WITH if recipe.get(key) not in (None, False, 0, 0.0)}
+    mixes = recipe.get("mixup") or recipe.get("cutmix")
+    told_of = [key for key in TRAINED_WITH if mixes or key not in ("mix_share", "mix_until")]
+    fields = {key: recipe[key] for key in told_of if recipe.get(key) not in (None, False, 0, 0.0)}
     told = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in fields.items())
     stage = description["method_fields"].get("second_stage", "none")
     lines = [
