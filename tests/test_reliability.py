@@ -472,7 +472,8 @@ def test_a_gradient_that_is_not_finite_stops(recipe, data, tmp_path, monkeypatch
     with pytest.raises(InputError, match="a gradient became infinite or NaN in epoch 2, step 3"):
         train(recipe, tmp_path / "run", data=data)
     assert RunFolder(tmp_path / "run").load_checkpoint()["progress"] | {"seconds": 0} == {
-        "epoch": 1, "step": 0, "loss_sum": 0.0, "seconds": 0, "skipped": []}  # fmt: skip
+        "epoch": 1, "step": 0, "loss_sum": 0.0, "seconds": 0, "skipped": [],
+        "known": 0.0, "right": 0.0, "seen": 0.0}  # fmt: skip
 
 
 @pytest.fixture
