@@ -168,6 +168,7 @@ CASES = {
     "nearest frame": ({"method": "nearest-frame-dr", "frame_rate": 0.1}, Normed),
     "transport": ({"method": "disa"}, Plain),
     "mixed": ({"method": "etf-la", "cutmix": 1.0, "remix": True, "sampler": "class-balanced"}, Normed),
+    "mixed as far as it is known": ({"method": "etf-la", "mixup": 1.0, "mix_share": "known"}, Normed),
     "sharpness, average, second stage": ({"sam": 0.05, "ema": 0.9, "second_stage": "crt"}, Normed),
     "gradients": ({"track": "collapse-all,gradients,test", "optimizer": "adamw", "lr": 1e-3}, Normed),
 }

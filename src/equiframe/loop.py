@@ -152,12 +152,12 @@ class Trainer:
             record["skipped"] = self.skipped
         if self.recipe.mix_share == "known":
             record["mix_share"] = self.known
-            right, seen = self._looked_up()
+            right, seen = self._right_and_seen()
             self.known, self.right, self.seen = right / seen if seen else self.known, 0.0, 0
         self.epoch, self.step, self.loss_sum, self.seconds, self.skipped = self.epoch + 1, 0, 0.0, 0.0, []
         return record
 
-    def _looked_up(self) -> list[float]:
+    def _right_and_seen(self) -> list[float]:
         """`right` and `seen` of all processes."""
         return self.world.add_(torch.tensor([float(self.right), self.seen], dtype=torch.float64)).tolist()
 
@@ -284,7 +284,7 @@ class Trainer:
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "progress": {
                 **{name: getattr(self, name) for name in ("epoch", "step", "loss_sum", "seconds", "skipped", "known")},
-                **dict(zip(("right", "seen"), self._looked_up(), strict=True)),
+                **dict(zip(("right", "seen"), self._right_and_seen(), strict=True)),
             },
             "rng": rng,
             "cuda_rng": cuda_rng,
