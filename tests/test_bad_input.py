@@ -223,6 +223,7 @@ CASES = {
         "mix_share says how many batches are mixed; it needs",
     ),
     "end of no mixing": (digits("--mix-until", "0.8", "--mixup", "0"), "it needs mixup or cutmix above 0"),
+    "share of no mixing, by the method": (digits("--mix-share", "known"), "it needs mixup or cutmix above 0"),
     "remix of nothing": (digits("--remix", "--mixup", "0"), "it needs mixup or cutmix above 0"),
     "field of another head": (digits("--e-w", "2"), "field 'e_w' does not belong to head 'linear'"),
     "frame of length 0": (digits("--method", "etf-ce", "--width", "9", "--e-w", "0"), "e_w must be a positive number"),

@@ -349,6 +349,10 @@ def test_verbose_tells_each_pass(table, capsys):
         ({"class_weight": {0: 0, 1: 0, 2: 0}}, "leave every row with weight 0"),
         ({"method": "etf-rd"}, "unknown method 'etf-rd'; did you mean 'etf-dr'"),
         ({"method": "crt"}, "method 'crt' has a second stage"),
+        (
+            {"method": "etf-mix-la", "method_options": {"sampler": "instance"}},
+            r"'etf-mix-la' mixes images \(mixup, cutmix\), which belongs to runs on images",
+        ),
         ({"method": "etf-sqrt-la"}, "sampler 'square-root' of method 'etf-sqrt-la' belongs to runs on images"),
         ({"method_options": {"momentum": 1}}, "field 'momentum' does not belong"),
         ({"method_options": "tau"}, "method_options must be a dict"),

@@ -205,6 +205,11 @@ def test_a_method_that_draws_its_images_needs_a_loader_that_does():
         attach(animal("own")[0], K, class_counts=COUNTS, method="etf-sqrt-la")
     attached = attach(animal("own")[0], K, class_counts=COUNTS, method="etf-sqrt-la", sampler="square-root")
     assert attached.loss.loss.tau == 1
+    with pytest.raises(
+        InputError, match="mixes images as it trains, and here your loop makes the batches: attach it with mixup=0"
+    ):
+        attach(animal("own")[0], K, class_counts=COUNTS, method="etf-mix-la", sampler="square-root")
+    attach(animal("own")[0], K, class_counts=COUNTS, method="etf-mix-la", sampler="square-root", mixup=0, cutmix=0)
 
 
 def test_mixed_and_soft_targets():

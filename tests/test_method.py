@@ -16,6 +16,7 @@ from equiframe.method import (
     LOSSES,
     METHOD_FIELDS,
     METHODS,
+    MIXING,
     WEIGHTING_FIELDS,
     build_head,
     build_loss,
@@ -76,6 +77,23 @@ def test_every_method_field_is_a_recipe_field_and_resolves():
         assert tuple(fields) == METHOD_FIELDS
         assert method.fields.items() <= fields.items()
         assert resolve_method(name, fields) == fields  # a settled recipe means the same method
+
+
+def test_mixing_is_the_methods_unless_the_recipe_says_otherwise():
+    mixed = resolve_method("etf-mix-la", {})
+    assert [mixed[name] for name in MIXING] == [1.0, 0.0, False, "known", 0.8]
+    assert {**mixed, **MIXING} == resolve_method("etf-sqrt-la", {}), "nothing else is different"
+    assert resolve_method("etf-mix-la", {"mixup": 0.0}) == resolve_method("etf-sqrt-la", {}), "off is off, whole"
+    assert resolve_method("etf-mix-la", {"mixup": 0.0, "cutmix": 0.5})["mix_share"] == "known"
+    assert resolve_method("etf-mix-la", {"mix_share": "all"})["mixup"] == 1.0
+    plain = resolve_method("ce", {"mixup": 0.4})
+    assert [plain[name] for name in MIXING] == [0.4, 0.0, False, "all", 1.0]
+    for asked in ({"remix": True}, {"mix_share": "known"}, {"mix_until": 0.5}):
+        with pytest.raises(InputError, match="it needs mixup or cutmix above 0"):
+            resolve_method("ce", asked)
+        with pytest.raises(InputError, match="it needs mixup or cutmix above 0"):
+            resolve_method("etf-mix-la", {"mixup": 0.0, **asked})
+        assert resolve_method("ce", {"cutmix": 1.0, **asked}).items() >= asked.items()
 
 
 @pytest.mark.parametrize("name", sorted({f for _, fields in LOSSES.values() for f in fields}))

@@ -36,7 +36,7 @@ def test_a_packaged_recipe_resolves(name):
 
 def test_equiframe_best_is_what_train_does_by_default():
     stated = load_recipe("equiframe-best")
-    assert {"method", "mixup", "weight_decay"} == set(stated)
+    assert {"method", "weight_decay"} == set(stated)
     assert Recipe(**stated) == Recipe()
 
 

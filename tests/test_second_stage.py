@@ -546,6 +546,23 @@ def test_a_method_brings_its_sampler_and_its_blend(tmp_path):
     assert plain["second_stage_share"] == again["second_stage_share"] != metrics["second_stage_share"]
 
 
+def test_a_method_brings_its_mixing(tmp_path):
+    said = []
+    mixed = train(Recipe(**fields(method="etf-mix-blend", epochs=3, mixup=None)), tmp_path / "run", say=said.append)
+    recipe = RunFolder(tmp_path / "run").recipe()
+    assert (recipe.mixup, recipe.mix_share, recipe.mix_until, recipe.sampler) == (1.0, "known", 0.8, "square-root")
+    assert (
+        sum(line.endswith("square-root sampling; mixup 1 (share: known, until 80 % of the run)") for line in said) == 1
+    )
+    spelled = {"mixup": 1.0, "mix_share": "known", "mix_until": 0.8}
+    again = train(Recipe(**fields(method="etf-sqrt-blend", epochs=3, **spelled)), tmp_path / "again")
+    assert again["macro"] == mixed["macro"]
+    off = train(Recipe(**fields(method="etf-mix-blend", epochs=3, mixup=0.0)), tmp_path / "off")
+    plain = train(Recipe(**fields(method="etf-sqrt-blend", epochs=3, mixup=None)), tmp_path / "plain")
+    assert off["macro"] == plain["macro"]
+    assert off["ece"] == plain["ece"] != mixed["ece"]
+
+
 @pytest.mark.parametrize(("stage", "source"), [("crt-adjusted", "cross-fit"), ("ncm", "train")])
 def test_without_validation_images_a_refitted_classifier_is_calibrated_by_cross_fitting(tmp_path, stage, source):
     recipe = Recipe(**fields(method="etf-ce", second_stage=stage, validation=0.0, epochs=1))

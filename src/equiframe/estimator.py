@@ -312,6 +312,8 @@ class EquiframeClassifier(ClassifierMixin, BaseEstimator):
             )
         if fields["sampler"] != "instance":
             raise InputError(f"sampler {fields['sampler']!r} of method {self.method!r} belongs to runs on images")
+        if fields["mixup"] or fields["cutmix"]:
+            raise InputError(f"method {self.method!r} mixes images (mixup, cutmix), which belongs to runs on images")
         if fields["frame_order"] in SIMILAR:
             raise InputError(
                 f"frame_order {fields['frame_order']!r} belongs to runs on images; here it is 'given' or 'random'"

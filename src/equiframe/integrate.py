@@ -122,6 +122,11 @@ def attach(
             f"method {method!r} draws its images by {chosen['sampler']} sampling, and here your loader draws them: say "
             f"sampler={chosen['sampler']!r} where it does so too (equiframe.samplers), or sampler='instance'"
         )
+    if chosen["mixup"] or chosen["cutmix"]:
+        raise InputError(
+            f"method {method!r} mixes images as it trains, and here your loop makes the batches: attach it with mixup=0, cutmix=0, and "
+            "mix as you like (the loss takes mixed targets)"
+        )
     if num_classes is None:
         if class_counts is None:
             raise InputError("attach needs num_classes, or class_counts (training samples of each class)")

@@ -68,7 +68,9 @@ LOSSES: dict[str, tuple[type[Loss], dict[str, object]]] = {  # loss → its clas
     "angular": (AngularRegression, {}),
     "dr-released": (ReleasedDotRegression, {"length_penalty": 0.0}),
 }
-_EVERY_METHOD = {"sampler": "instance", "class_tree": None, "second_stage": "none"}
+MIXING: dict[str, object] = {"mixup": 0.0, "cutmix": 0.0, "remix": False, "mix_share": "all", "mix_until": 1.0}
+"""How training images are mixed: fields and their defaults (`equiframe.data.mixing`), those of no mixing."""
+_EVERY_METHOD = {"sampler": "instance", **MIXING, "class_tree": None, "second_stage": "none"}
 _EVERY_LOSS = {"class_weighting": "none", "alignment": 0.0}
 WEIGHTING_FIELDS: dict[str, dict[str, object]] = {  # class weighting → its fields and their defaults
     name: {
@@ -98,6 +100,7 @@ METHOD_FIELDS = (
     "head",
     "loss",
     "sampler",
+    *MIXING,
     *dict.fromkeys([f for fields in HEADS.values() for f in fields]),
     *TREE_FIELDS,
     *ORDER_FIELDS,
@@ -127,6 +130,7 @@ _ETF_SQRT_LA = {
     "logit_scale": 1.0,
     "sampler": "square-root",
 }
+_MIXES_KNOWN = {"mixup": 1.0, "mix_share": "known", "mix_until": 0.8}
 METHODS: dict[str, Method] = {
     "ce": Method("learnable linear classifier, cross-entropy", {"head": "linear", "loss": "ce"}),
     "frozen-random": Method(
@@ -226,6 +230,14 @@ METHODS: dict[str, Method] = {
         "etf-sqrt-la, then crt-blend: the frame, and a linear classifier fitted to the features, for what it leaves to mend",
         {**_ETF_SQRT_LA, "second_stage": "crt-blend"},
     ),
+    "etf-mix-la": Method(
+        "etf-sqrt-la, with mixup of as many batches as the network knows, until the learning rate falls",
+        {**_ETF_SQRT_LA, **_MIXES_KNOWN},
+    ),
+    "etf-mix-blend": Method(
+        "etf-mix-la, then crt-blend: the frame, and a linear classifier fitted to the features, for what it leaves to mend",
+        {**_ETF_SQRT_LA, **_MIXES_KNOWN, "second_stage": "crt-blend"},
+    ),
     "etf-sampled-ce": Method(
         "fixed frame, cross-entropy on sampled classes (for very many)",
         {"head": "frame", "loss": "sampled-ce", "length": "free", "logit_scale": 1.0},
@@ -318,6 +330,7 @@ def resolve_method(method: str, overrides: Mapping[str, object]) -> dict[str, ob
             )
         if name not in known and name not in ("head", "loss"):
             raise InputError(f"field {name!r} does not belong to head {head!r} or loss {loss!r} of method {method!r}")
+    chosen |= _check_mixing(chosen, given)
     known |= {name: value for name, value in chosen.items() if name in known}
     if loss == "ldam" and known.get("length") != "unit":
         raise InputError(
@@ -340,6 +353,20 @@ def method_with(fields: Mapping[str, object]) -> str | None:
     'crt'
     """
     return next((name for name in METHODS if resolve_method(name, {}) == fields), None)
+
+
+def _check_mixing(chosen: Mapping[str, object], given: Mapping[str, object]) -> dict[str, object]:
+    """The fields of no mixing where neither mixup nor cutmix is on; one that was asked for nevertheless is an `InputError`."""
+    if chosen.get("mixup") or chosen.get("cutmix"):
+        return {}
+    for name, does in (
+        ("remix", "changes the targets of mixed images"),
+        ("mix_share", "says how many batches are mixed"),
+        ("mix_until", "ends the mixing of images"),
+    ):
+        if given.get(name, MIXING[name]) != MIXING[name]:
+            raise InputError(f"{name} {does}; it needs mixup or cutmix above 0")
+    return dict(MIXING)
 
 
 def _check_frame(chosen: Mapping[str, object]) -> dict[str, object]:

@@ -41,15 +41,19 @@ class Recipe:
         "random changes to training images: auto (a crop by the data), none, or some of crop, crop-flip, "
         "resized-crop-flip, color-jitter, randaugment, autoaugment, cutout, joined by +",
     )
-    mixup: float = _option(0.0, "mixup's alpha, such as 1; 0: off")
-    cutmix: float = _option(0.0, "cutmix's alpha; 0: off. With mixup, each batch takes one of the two")
-    remix: bool = _option(False, "targets of mixed images favour the smaller class (Chou 2020)")
-    mix_share: str = _option(
-        "all",
-        "mix all batches, or as large a share of them as the network had right of those not mixed in the epoch before (known)",
+    mixup: float | None = _option(None, "mixup's alpha, such as 1; 0: off; default: the method's, mostly off")
+    cutmix: float | None = _option(None, "cutmix's alpha, likewise. With mixup, each batch takes one of the two")
+    remix: bool | None = _option(None, "targets of mixed images favour the smaller class (Chou 2020)")
+    mix_share: str | None = _option(
+        None,
+        "mix all batches, or as large a share of them as the network had right of those not mixed in the epoch before (known); "
+        "default: the method's, mostly all",
         ("all", "known"),
     )
-    mix_until: float = _option(1.0, "mix for this share of the run; 0.8: until the learning rate falls (He 2019)")
+    mix_until: float | None = _option(
+        None,
+        "mix for this share of the run; 0.8: until the learning rate falls (He 2019); default: the method's, mostly 1",
+    )
     sampler: str | None = _option(
         None,
         "which images make an epoch; default: the method's, mostly instance",
@@ -195,21 +199,13 @@ class Recipe:
         if not 0 <= self.ema < 1:
             raise InputError(f"ema must be at least 0 and below 1, got {self.ema}")
         for name in ("lr", "weight_decay", "mixup", "cutmix", "sam", "seed", "subset_seed"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
         for name, bits in (("seed", 63), ("subset_seed", 32)):  # what the generators of torch and NumPy take
             if getattr(self, name) >= 1 << bits:
                 raise InputError(f"{name} must be below 2^{bits}, got {getattr(self, name)}")
-        if self.remix and not self.mixup and not self.cutmix:
-            raise InputError("remix changes the targets of mixed images; it needs mixup or cutmix above 0")
-        if not 0 < self.mix_until <= 1:
+        if self.mix_until is not None and not 0 < self.mix_until <= 1:
             raise InputError(f"mix_until must be above 0 and at most 1, got {self.mix_until}")
-        for name, off, does in (
-            ("mix_until", 1.0, "ends the mixing of images"),
-            ("mix_share", "all", "says how many batches are mixed"),
-        ):
-            if getattr(self, name) != off and not self.mixup and not self.cutmix:
-                raise InputError(f"{name} {does}; it needs mixup or cutmix above 0")
         if not 0.1 <= self.centre_crop <= 1:
             raise InputError(f"centre_crop must be between 0.1 and 1, got {self.centre_crop}")
         if self.precision == "float16" and self.sam:

@@ -381,6 +381,16 @@ def _in_words(chosen: dict[str, object]) -> str:
     return ", ".join(words)
 
 
+def _mixing(recipe: Recipe) -> str:
+    """``; mixup 1 (share: known, until 80 % of the run)``; nothing where nothing is mixed."""
+    kinds = [f"{name} {getattr(recipe, name):g}" for name in ("mixup", "cutmix") if getattr(recipe, name)]
+    if not kinds:
+        return ""
+    limits = ["share: known"] if recipe.mix_share == "known" else []
+    limits += [f"until {100 * recipe.mix_until:g} % of the run"] if recipe.mix_until < 1 else []
+    return f"; {' or '.join(kinds)}" + (f" ({', '.join(limits)})" if limits else "")
+
+
 def _features(model: Classifier) -> str:
     head = model.head
     return f"{head.dim} features" + (f", projected to {head.inner_dim}" if head.inner_dim != head.dim else "")
@@ -407,7 +417,8 @@ def _describe(
     return [
         f"method: {card.method} on {card.backbone}, {_features(model)}; trains {sum(trainable.values()):,} "
         f"parameters, in the head: {in_head}"
-        + ("" if recipe.sampler == "instance" else f"; classes drawn by {recipe.sampler} sampling"),
+        + ("" if recipe.sampler == "instance" else f"; classes drawn by {recipe.sampler} sampling")
+        + _mixing(recipe),
         f"machine: {numerics.device}, {numerics.precision}, {numerics.memory_format}{', compiled' if numerics.compile else ''}"
         f"{', deterministic' if recipe.deterministic else ''}{tried}"
         + (f" ({numerics.note})" if numerics.note else ""),
