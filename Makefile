@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 .PHONY: demo test bench audit docs types lint format clean
 
 demo: $(STAMP)
-	$(BIN)/equiframe compare digits --imbalance 50 --methods ce,balanced-softmax,etf-sqrt-blend --seeds 0,1,2 \
+	$(BIN)/equiframe compare digits --imbalance 50 --methods ce,balanced-softmax,etf-mix-blend --seeds 0,1,2 \
 		--validation 0 --epochs 10 --batch-size 32 --lr 0.05 --out runs/demo
 
 test: $(STAMP)

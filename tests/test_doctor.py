@@ -167,19 +167,19 @@ def test_commands_name_the_data_as_it_was_asked_for():
 @pytest.mark.parametrize(
     ("counts", "dim", "method", "decided", "told"),
     [
-        ([100, 5], 64, "etf-sqrt-blend", True, "level with or ahead"),
-        ([500, 50] * 5, 64, "etf-sqrt-blend", True, "level with or ahead"),
-        ([500, 50] * 6, 64, "etf-sqrt-blend", False, "they fit in a simplex. On"),
+        ([100, 5], 64, "etf-mix-blend", True, "ahead of the best tuned baseline"),
+        ([500, 50] * 5, 64, "etf-mix-blend", True, "ahead of the best tuned baseline"),
+        ([500, 50] * 6, 64, "etf-mix-blend", False, "they fit in a simplex. On"),
         (
             [500, 5] * 100,
             64,
-            "etf-sqrt-blend",
+            "etf-mix-blend",
             True,
             "more than a simplex holds (K > D+1 = 65); the default takes the features to K-1",
         ),
-        ([500, 5] * 32 + [5], 64, "etf-sqrt-blend", False, "they fit in a simplex. On"),
-        ([500, 5] * 101, 64, "etf-sqrt-blend", False, "Nothing like your data was measured"),
-        ([500, 5] * 600, 64, "etf-sqrt-blend", False, "(K > D+1 = 65). On"),
+        ([500, 5] * 32 + [5], 64, "etf-mix-blend", False, "they fit in a simplex. On"),
+        ([500, 5] * 101, 64, "etf-mix-blend", False, "Nothing like your data was measured"),
+        ([500, 5] * 600, 64, "etf-mix-blend", False, "(K > D+1 = 65). On"),
         ([100, 99, 90], 64, "ce", False, "nearly balanced"),
     ],
 )
@@ -339,7 +339,7 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     assert main(["doctor", *flags, "--seconds", "0.01", "--plot", "counts.png"]) == 0
     out, error = capsys.readouterr()
     assert "imbalance ratio" in out
-    assert "etf-sqrt-blend" in out
+    assert "etf-mix-blend" in out
     assert "looking at the machine" in error
     with Image.open("counts.png") as drawn:
         assert drawn.size[0] > 500

@@ -70,7 +70,7 @@ class Recipe:
     )
     workers: int | None = _option(None, "decoding threads; default: one for each core")
     # method
-    method: str = _option("etf-sqrt-blend", "named method (equiframe methods lists them)")
+    method: str = _option("etf-mix-blend", "named method (equiframe methods lists them)")
     head: str | None = _option(None, "override the method's head")
     loss: str | None = _option(None, "override the method's loss")
     geometry: str | None = _option(None, "frame: auto, simplex, orthoplex, kerdock, gold, embedded, code, tree")

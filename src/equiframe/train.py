@@ -339,7 +339,7 @@ def apply_second_stage(
     if card.method_fields.get("second_stage", "none") != "none":
         raise InputError(
             f"{run} has a second stage already ({card.method_fields['second_stage']}); "
-            "give a run that was trained with --second-stage none, or by a method without one (etf-sqrt-la, etf-ce, ce, …)"
+            "give a run that was trained with --second-stage none, or by a method without one (etf-mix-la, etf-ce, ce, …)"
         )
     if stage == "none":
         raise InputError("second stage 'none' changes nothing; choose another")

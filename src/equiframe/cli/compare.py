@@ -18,7 +18,7 @@ def add_verbs(verb: AddVerb) -> None:
     sub = verb("compare", _compare, "train several methods with several seeds and compare them", recipe=True)
     sub.add_argument(
         "--methods",
-        default="ce,crt-adjusted,balanced-softmax,cosine-la,sqrt-blend,etf-crt,etf-sqrt-la,etf-sqrt-blend",
+        default="ce,crt-adjusted,balanced-softmax,cosine-la,sqrt-blend,etf-crt,etf-mix-la,etf-mix-blend",
         help="names, separated by commas, each perhaps with fields of its own: etf-la:tau=0.5:lr=0.05 [%(default)s]",
     )
     sub.add_argument(
