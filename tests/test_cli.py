@@ -47,6 +47,7 @@ def test_train_prints_a_table_and_tells_its_progress_on_stderr(tmp_path, capsys,
     lines = error.splitlines()
     assert lines[-1] == f"saved in {tmp_path / 'run'}"
     assert re.match(r"epoch 1/2: loss \d\.\d{4}, validation macro \d+\.\d %, \d+ images/s$", lines[-5])
+    assert re.match(r"epoch 2/2: .* %, knew \d+ % of its images before, \d+ images/s$", lines[-4])
     assert re.match(
         r"second stage: crt-blend, \d+ % of the logits .*, validation macro \d+\.\d %; \d+\.\d s$", lines[-3]
     )

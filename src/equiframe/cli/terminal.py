@@ -29,8 +29,9 @@ class Reporter:
         prefix = f"{state['cell']}: " if "cell" in state else ""
         if state.get("done"):
             validation = f", validation macro {100 * state['val_macro']:.1f} %" if "val_macro" in state else ""
+            known = f", knew {100 * state['mix_share']:.0f} % of its images before" if state.get("mix_share") else ""
             text = (
-                f"{prefix}epoch {state['epoch'] + 1}/{state['epochs']}: loss {state['loss']:.4f}{validation}, "
+                f"{prefix}epoch {state['epoch'] + 1}/{state['epochs']}: loss {state['loss']:.4f}{validation}{known}, "
                 f"{state['images_per_second']:.0f} images/s"
             )
             if self.live:
