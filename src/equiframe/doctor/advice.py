@@ -86,7 +86,7 @@ def advise(counts: Sequence[int], dim: int, data: str = "DATA") -> dict[str, obj
         why = (
             "For up to 10 classes a fixed frame with logit adjustment, small classes drawn more often and mixing of what the network knows (etf-mix-blend) was "
             "ahead of the best tuned baseline, learnable unit vectors with an adjusted loss (cosine-la), on CIFAR-10, on digits on average, and far ahead of plain "
-            "cross-entropy (small networks, short schedules). Much of that is sampling and mixing: whether fixed vectors are ahead of the same with learnable ones is not decided."
+            "cross-entropy (small networks, short schedules). It is the parts together: whether fixed vectors are ahead of learnable ones in the same recipe is not decided."
         )
     else:
         projects = projected_dim(resolve_method("etf-mix-blend", {}), dim, num_classes) is not None
